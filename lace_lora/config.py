@@ -1,0 +1,394 @@
+"""All settings, each declared once; the only reader and writer of config.yaml.
+
+A setting's default, bounds, unit, group and help stand on one line here. The shipped config.yaml, the command line, the
+notebooks' forms and the table in documentation.md are generated from these lines.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from lace_lora.errors import SettingsError
+
+Auto = Literal["auto"]
+C = TypeVar("C", bound="Config")
+
+# The eleven keys that the user's own config.yaml has, in her order; the shipped file writes these and comments the rest.
+USER_KEYS = (
+    "drive_mount_path",
+    "images_dir",
+    "lora_output_dir",
+    "instance_prompt",
+    "class_prompt",
+    "pretrained_model",
+    "refiner_model",
+    "resolution",
+    "train_batch_size",
+    "learning_rate",
+    "max_train_steps",
+)
+# JSON schema's names of bounds, and pydantic's.
+SCHEMA_BOUNDS = {
+    "minimum": "ge",
+    "exclusiveMinimum": "gt",
+    "maximum": "le",
+    "exclusiveMaximum": "lt",
+    "multipleOf": "multiple_of",
+}
+GROUPS = {
+    "where": "Where things are",
+    "pictures": "Pictures and words",
+    "model": "Base model",
+    "adapter": "Size of the LoRA",
+    "training": "Training",
+    "keeping": "Keeping what is finished",
+    "pictures out": "New designs",
+}
+
+
+def setting(default: Any, group: str, description: str, unit: str = "", **bounds: Any) -> Any:
+    """One declared setting: its default, group (see GROUPS), help, unit and pydantic bounds."""
+    return Field(default, description=description, json_schema_extra={"group": group, "unit": unit}, **bounds)
+
+
+class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False):
+    """Every setting of a run, frozen. A changed copy is `config.model_copy(update={"rank": 8})`, validated again."""
+
+    # fmt: off
+    preset: str = setting("auto", "where", "a named set of settings: auto (chosen for this machine), none, or a name that lace-lora presets lists")
+    drive_mount_path: str = setting("/content/drive", "where", "where Google Drive is mounted in Colab")
+    images_dir: str = setting("/content/drive/MyDrive/babanne-images", "where", "folder with your photographs")
+    lora_output_dir: str = setting("/content/drive/MyDrive/lora_output", "where", "folder in which every run gets a folder of its own")
+    run_name: str = setting("lace", "where", "name of this run; training again under it goes on where it stopped", pattern=r"^[\w][\w .-]{0,63}$")
+    cache_dir: str = setting("~/.cache/lace_lora", "where", "folder for pictures and captions already encoded; may be deleted at any time")
+
+    instance_prompt: str = setting("a photo of <myspecialstyle>", "pictures", "caption for pictures that have none of their own; must hold the concept token", min_length=1)
+    class_prompt: str = setting("a photo of a painting", "pictures", "the same thing in ordinary words, for prior preservation and for the refiner", min_length=1)
+    concept_token: str = setting("<myspecialstyle>", "pictures", "the word that calls your style; choose one that means nothing else", min_length=1)
+    image_types: tuple[str, ...] = setting((".jpg", ".jpeg"), "pictures", "file endings that count as pictures, in either case", min_length=1)
+    resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] | Auto = setting("auto", "pictures", "side of the training square; other shapes get the same area", "px")
+    random_flip: bool = setting(True, "pictures", "also learn each picture mirrored; switch off for lettering")
+    dataset_repeats: int = setting(1, "pictures", "how often each picture is used in one epoch", "times", ge=1, le=1000)
+
+    pretrained_model: str = setting("stabilityai/stable-diffusion-xl-base-1.0", "model", "base model: a folder, or a Hugging Face name")
+    refiner_model: str = setting("stabilityai/stable-diffusion-xl-refiner-1.0", "model", "refiner: a folder, or a Hugging Face name")
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "model", "number format of the frozen base weights; auto takes bf16 where the GPU has it, else fp16, and fp32 on a CPU")
+
+    rank: int = setting(16, "adapter", "size of the adapter; more learns finer stitches and overfits sooner", ge=1, le=128)
+    alpha: int | None = setting(None, "adapter", "strength of the adapter is alpha / rank; empty means equal to rank", ge=1, le=256)
+    lora_targets: Literal["attention", "attention+ff"] = setting("attention", "adapter", "layers that learn: attention carries a style, attention+ff richer stitches")
+
+    seed: int = setting(0, "training", "number that decides every random draw; the same seed gives the same result", ge=0, lt=2**31)
+    max_train_steps: Annotated[int, Field(ge=1, le=1_000_000)] | Auto = setting("auto", "training", "optimizer updates in all; auto makes num_train_epochs passes over the pictures", "steps")
+    num_train_epochs: int = setting(10, "training", "passes over the pictures when max_train_steps is auto", "epochs", ge=1, le=10_000)
+    train_batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = setting("auto", "training", "pictures computed at once", "pictures")
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=256)] | Auto = setting("auto", "training", "batches summed up before each update; raise it when memory is short", "batches")
+    learning_rate: float = setting(1e-4, "training", "size of an update", gt=0, le=1)
+    lr_scheduler: Literal["cosine", "constant", "linear"] = setting("cosine", "training", "how the learning rate falls after its warmup")
+    lr_warmup_ratio: float = setting(0.05, "training", "share of all steps (50 at most) in which the learning rate rises", ge=0, le=0.5)
+    max_grad_norm: float = setting(1.0, "training", "longest gradient allowed; 0 switches clipping off", ge=0, le=1000)
+    min_snr_gamma: float = setting(5.0, "training", "evens out the weight of noisy and clear steps; 0 is plain mean squared error", ge=0, le=100)
+    noise_offset: float = setting(0.0357, "training", "lets the model learn overall darkness and brightness", ge=0, le=1)
+    caption_dropout: float = setting(0.1, "training", "share of pictures learnt without their caption, for guidance", ge=0, le=1)
+    prior_loss_weight: float = setting(0.0, "training", "weight of the class pictures, which keep plain prompts plain; 0 is off", ge=0, le=10)
+    num_class_images: int = setting(100, "training", "class pictures that the base model draws when prior_loss_weight is above 0", "pictures", ge=1, le=5000)
+    gradient_checkpointing: Literal["auto", "none", "full"] = setting("auto", "training", "full saves memory and costs about a third more time a step")
+
+    checkpoint_every: int = setting(100, "keeping", "updates between two checkpoints", "steps", ge=1, le=1_000_000)
+    checkpoints_to_keep: int = setting(2, "keeping", "newest checkpoints kept; older ones are deleted after the new one is written", "checkpoints", ge=1, le=1000)
+
+    sheet_name: str = setting("sheet", "pictures out", "folder for the new designs; other prompts never overwrite it", pattern=r"^[\w][\w .-]{0,63}$")
+    prompts: tuple[str, ...] = setting((), "pictures out", "what you want to see, one prompt a line; empty means the instance prompt")
+    negative_prompt: str = setting("grainy, low quality", "pictures out", "what you do not want to see")
+    num_images: int = setting(24, "pictures out", "new designs in all, shared out over the prompts", "pictures", ge=1, le=100_000)
+    width: int | None = setting(None, "pictures out", "width of a design; empty means the size that was trained", "px", ge=32, le=4096, multiple_of=8)
+    height: int | None = setting(None, "pictures out", "height of a design; empty means the size that was trained", "px", ge=32, le=4096, multiple_of=8)
+    num_inference_steps: int = setting(30, "pictures out", "denoising steps of base and refiner together", "steps", ge=2, le=200)
+    guidance_scale: float = setting(5.0, "pictures out", "how strictly the prompt is followed", ge=1, le=30)
+    scheduler: Literal["dpmpp_2m", "euler", "ddim"] = setting("dpmpp_2m", "pictures out", "sampler; dpmpp_2m is DPM-Solver++ multistep")
+    lora_scale: float = setting(1.0, "pictures out", "strength of your style; 0 is the base model alone", ge=-2, le=3)
+    refine: Literal["ensemble", "img2img", "none"] = setting("ensemble", "pictures out", "how the refiner works: in the last part of one schedule, on the finished picture, or not at all")
+    refiner_start: float = setting(0.85, "pictures out", "where in the schedule an ensemble refiner takes over; early wipes out fine threads", gt=0, lt=1)
+    refine_strength: float = setting(0.3, "pictures out", "how much an img2img refiner may change", gt=0, le=1)
+    image_format: Literal["png", "jpg"] = setting("png", "pictures out", "file format of the new designs")
+    # fmt: on
+
+    # Names given as explicit overrides (form, -p, --rank): only these beat the demo preset. See presets.settle.
+    _overridden: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @field_validator("image_types")
+    @classmethod
+    def _with_dots(cls, types: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f".{kind.strip().lstrip('.')}".casefold() for kind in types)
+
+    @field_validator("prompts")
+    @classmethod
+    def _no_empty_lines(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(line.strip() for line in prompts if line.strip())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash(self.digest(Config.model_fields))
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names that a file or an override set; all others still have their defaults."""
+        return frozenset(self.model_fields_set)
+
+    @property
+    def overridden(self) -> frozenset[str]:
+        """Names that were set explicitly, in a form, with -p or on the command line."""
+        return self._overridden
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, checked like those of a file; the changed names count as overrides."""
+        changed = dict(update or {})
+        copy = _checked({name: getattr(self, name) for name in self.given} | changed, "settings", type(self))
+        return _marked(copy, self._overridden | frozenset(changed))
+
+    def with_preset(self, values: Mapping[str, Any]) -> Self:
+        """A copy with a preset's values, which do not count as overrides."""
+        copy = _checked({name: getattr(self, name) for name in self.given} | dict(values), "preset", type(self))
+        return _marked(copy, self._overridden)
+
+    def lora_alpha(self) -> int:
+        """alpha, or rank where alpha is left empty, so that the adapter's strength is 1."""
+        return self.rank if self.alpha is None else self.alpha
+
+    def digest(self, names: Iterable[str]) -> str:
+        """sha256 (hex) of the named settings; equal settings give equal digests on every machine."""
+        values = {name: getattr(self, name) for name in sorted(names)}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def load(*paths: str | Path, **overrides: Any) -> Config:
+    """Read settings: defaults, then each file in order (later wins), then the overrides (None means not given).
+
+    Raises SettingsError for a file that cannot be read, an unknown name (with the nearest one) or a value out of bounds.
+    """
+    values: dict[str, Any] = {}
+    for path in paths:
+        values |= _read(Path(path))
+    given = {name: value for name, value in overrides.items() if value is not None}
+    _checked(values, ", ".join(str(path) for path in paths) or "settings", Config)
+    config = _checked(values | given, "settings", Config)
+    return _marked(config, frozenset(given))
+
+
+def found() -> list[Path]:
+    """The config.yaml of this folder, or of the one above (notebooks lie in a folder of their own); none gives []."""
+    return [path for path in (Path("config.yaml"), Path("..") / "config.yaml") if path.is_file()][:1]
+
+
+def to_yaml(config: Config) -> str:
+    """The text of a complete config.yaml: every setting with its value, grouped, with unit and help as comments."""
+    return "\n".join(
+        _section(title, [_line(name, getattr(config, name)) for name, _ in fields_of(group)])
+        for group, title in GROUPS.items()
+    )
+
+
+def shipped_yaml() -> str:
+    """The text of the config.yaml that ships: the user's eleven keys written, every other one as a comment."""
+    head = (
+        "# Settings of Lace LoRA. The eleven keys below are all you need; take the # away from any other line to change it.\n"
+        "# auto means: chosen for your machine, with the reason printed. A number written here always wins.\n"
+        "# This file is generated from lace_lora/config.py (lace-lora settings --yaml).\n\n"
+    )
+    eleven = [_line(name, Config.model_fields[name].default) for name in USER_KEYS]
+    rest = [
+        _section(
+            title, [f"# {_line(name, field.default)}" for name, field in fields_of(group) if name not in USER_KEYS]
+        )
+        for group, title in GROUPS.items()
+    ]
+    return head + "\n".join(eleven) + "\n\n" + "\n".join(rest)
+
+
+def table() -> str:
+    """The settings as a Markdown table for documentation.md, one group after the other."""
+    lines = []
+    for group, title in GROUPS.items():
+        lines += [f"### {title}", "", "| setting | default | unit, bounds | what it does |", "|---|---|---|---|"]
+        for name, field in fields_of(group):
+            note = ", ".join(part for part in (unit_of(field), bounds_text(field)) if part)
+            lines.append(f"| `{name}` | `{_scalar(field.default)}` | {note} | {field.description} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def fields_of(group: str) -> list[tuple[str, FieldInfo]]:
+    """The settings of one group, in the order in which they are declared."""
+    return [(name, field) for name, field in Config.model_fields.items() if _extra(field)["group"] == group]
+
+
+def unit_of(field: FieldInfo) -> str:
+    """The unit of a setting ("px", "steps"), or an empty text."""
+    return str(_extra(field)["unit"])
+
+
+def bounds_of(field: FieldInfo) -> dict[str, float]:
+    """The bounds of a setting by pydantic's names: ge, gt, le, lt, multiple_of (only those that are set)."""
+    schema = _schema()[next(name for name, own in Config.model_fields.items() if own is field)]
+    numbers = [schema, *schema.get("anyOf", [])]
+    return {name: part[key] for part in numbers for key, name in SCHEMA_BOUNDS.items() if key in part}
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The values that a setting offers by name, such as ("auto",) or ("cosine", "constant", "linear")."""
+    schema = _schema()[next(name for name, own in Config.model_fields.items() if own is field)]
+    parts = [schema, *schema.get("anyOf", [])]
+    return tuple(str(value) for part in parts for value in part.get("enum", [part["const"]] if "const" in part else []))
+
+
+def bounds_text(field: FieldInfo) -> str:
+    """The bounds and choices of a setting in words, such as "32 to 2048, multiple of 8, or auto"."""
+    bounds, choices = bounds_of(field), choices_of(field)
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    parts = []
+    if low is not None and high is not None:
+        above, below = "above " if "gt" in bounds else "", "below " if "lt" in bounds else ""
+        parts.append(f"{above}{low:g} to {below}{_number(high)}")
+    if "multiple_of" in bounds:
+        parts.append(f"multiple of {bounds['multiple_of']:g}")
+    if choices:
+        parts.append(("or " if parts else "") + ", ".join(choices))
+    return ", ".join(parts)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean rank?" for the nearest known name, or an empty text when nothing is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SettingsError(f"No settings file {path}. Make one with: lace-lora settings --yaml > {path.name}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not readable as YAML"
+        raise SettingsError(f"{path}{where}: {problem}. Each line must read `name: value`.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read ({error}). Save it as a plain UTF-8 text file.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} holds a {type(values).__name__}, not settings. Each line must read `name: value`.")
+    for name in values:
+        if name not in Config.model_fields:
+            raise SettingsError(f"{path.name}: no setting called {name!r}{nearest(str(name), Config.model_fields)}")
+    return values
+
+
+def _checked(values: Mapping[str, Any], where: str, kind: type[C]) -> C:
+    """Validate; every problem of the first kind found becomes one sentence a setting."""
+    for name in values:
+        if name not in kind.model_fields:
+            raise SettingsError(f"{where}: no setting called {name!r}{nearest(name, kind.model_fields)}")
+    try:
+        return kind.model_validate({name: _converted(name, value) for name, value in values.items()})
+    except ValidationError as error:
+        wrong = {str(problem["loc"][0]): problem for problem in reversed(error.errors())}
+        raise SettingsError("\n".join(_sentence(name, values[name]) for name in values if name in wrong)) from error
+
+
+def _marked(config: C, overridden: frozenset[str]) -> C:
+    config._overridden = overridden  # type: ignore[misc]  # pydantic freezes the fields, not its private attributes
+    return config
+
+
+def _converted(name: str, value: Any) -> Any:
+    """Bring text to the kind that its field has: YAML 1.1 reads 1e-4 as the text '1e-4', and a form gives lines."""
+    default = Config.model_fields[name].default
+    if isinstance(default, tuple) and isinstance(value, str):
+        return tuple(part for part in (value.splitlines() if name == "prompts" else value.split(",")) if part.strip())
+    if isinstance(value, str) and value.strip().casefold() in ("", "none") and default is None:
+        return None
+    if name == "mixed_precision" and value is False:  # YAML 1.1 reads the word no as False
+        return "no"
+    if isinstance(value, bool) and not isinstance(default, bool):
+        return str(value)  # pydantic would take true for the number 1
+    return value
+
+
+def _sentence(name: str, value: Any) -> str:
+    """What is wrong with a value, its bounds, and the nearest value that would do."""
+    field = Config.model_fields[name]
+    bounds, unit = bounds_of(field), unit_of(field)
+    number = _as_number(value)
+    shown = f"{value} {unit}".strip() if number is not None else repr(value)
+    step = bounds.get("multiple_of")
+    inside = number is not None and bounds.get("ge", number) <= number <= bounds.get("le", number)
+    if number is not None and step and inside and number % step:
+        low, high = int(number // step * step), int(number // step * step + step)
+        kind = " (SDXL was trained on multiples of 64: 1024)" if name == "resolution" else ""
+        return f"{name} is {shown} but must be a multiple of {step:g}; use {low} or {high}{kind}."
+    allowed = bounds_text(field) or _kind_text(field)
+    return f"{name} is {shown} but must be {allowed}. {(field.description or '').split(';')[0].capitalize()}."
+
+
+def _kind_text(field: FieldInfo) -> str:
+    if isinstance(field.default, bool):
+        return "true or false"
+    if isinstance(field.default, tuple):
+        return "a list of texts"
+    return "letters, digits, spaces, dots and hyphens (64 at most)" if "pattern" in str(field.metadata) else "a text"
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+
+
+@cache
+def _schema() -> dict[str, dict[str, Any]]:
+    properties: dict[str, dict[str, Any]] = Config.model_json_schema()["properties"]
+    return properties
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict), "every setting is declared by setting()"
+    return extra
+
+
+def _scalar(value: Any) -> str:
+    """A value as YAML that every YAML reader reads back as the same kind (1.0e-05, not 1e-05)."""
+    if isinstance(value, float):
+        return repr(value) if "." in repr(value) else repr(value).replace("e", ".0e")
+    if value is None:
+        return ""
+    plain = list(value) if isinstance(value, tuple) else value
+    dumped = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
+    return str(dumped).replace("\n...\n", "").strip()
+
+
+def _line(name: str, value: Any) -> str:
+    field = Config.model_fields[name]
+    note = "; ".join(part for part in (unit_of(field), bounds_text(field)) if part)
+    left = f"{name}: {_scalar(value)}".rstrip()
+    return f"{left:<52} # {field.description}{f' [{note}]' if note else ''}"
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([f"# -- {title} --", *lines, ""])

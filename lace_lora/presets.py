@@ -1,0 +1,102 @@
+"""Named partial settings. A preset is a YAML file with `about`, `settings` and `why`; this room applies it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lace_lora import demo
+from lace_lora.config import Config, load, nearest
+from lace_lora.errors import SettingsError
+from lace_lora.machine import CHOOSE_A_GPU, Machine
+
+FOLDER = Path(__file__).parent / "preset_files"
+
+DEMO_BANNER = (
+    "DEMO — no GPU was found, so the miniature model that ships with Lace LoRA is used, with pictures of lace drawn by "
+    "program. It shows the whole job in minutes; it does not learn your photographs.\n"
+    f"To use your own photographs with SDXL: {CHOOSE_A_GPU}"
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Partial settings with a reason each."""
+
+    name: str
+    about: str
+    settings: dict[str, Any]
+    why: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Settings with their preset applied: its name, why it was chosen, and a banner where one must be seen.
+
+    The settled settings stand by themselves: their own `preset` is none, so settling them again changes nothing.
+    """
+
+    config: Config
+    preset: str
+    why: str
+    reasons: dict[str, str]
+    banner: str = ""
+
+
+def names() -> list[str]:
+    """The presets that ship."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read(name: str) -> Preset:
+    """The preset of that name, or from a YAML file of your own (`preset: my_lace.yaml`).
+
+    Raises SettingsError for an unknown name (with the nearest one) or a file that holds something else.
+    """
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ["auto", "none", *names()]
+        raise SettingsError(f"No preset called {name!r}{nearest(name, known)} There are: {', '.join(known)}.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        preset = Preset(path.stem, str(data["about"]), dict(data["settings"]), dict(data.get("why") or {}))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(f"{path} is no preset: it must hold `about: …` and, below `settings:`, names.") from error
+    load(**preset.settings)  # a wrong name or value is said now, not in the middle of a run
+    return preset
+
+
+def choose(config: Config, machine: Machine) -> tuple[str, str]:
+    """The preset that `auto` stands for on this machine, and why."""
+    if config.preset != "auto":
+        return config.preset, "as set"
+    if config.pretrained_model == demo.MODEL:
+        return "demo", f"pretrained_model is {demo.MODEL}"
+    if machine.gpu_name is None:
+        if Path(config.pretrained_model).expanduser().is_dir():
+            return "none", f"there is no GPU, but {config.pretrained_model} is a folder on this machine"
+        return "demo", "there is no GPU"
+    gpu = f"{machine.gpu_name} has {machine.vram_gb:.0f} GB"
+    if machine.vram_gb >= 36 and machine.capability >= (8, 0):
+        return "lace-a100", gpu
+    if machine.vram_gb >= 20 and machine.capability >= (8, 0):
+        return "lace-l4", gpu
+    return "lace-t4", gpu
+
+
+def settle(config: Config, machine: Machine) -> Settled:
+    """Apply the preset below what was given: default < preset < config.yaml < override.
+
+    The demo is the exception: it brings its own model, pictures and sizes, so only explicit overrides beat it.
+    """
+    name, why = choose(config, machine)
+    if name == "none":
+        return Settled(config, "none", why, {})
+    preset = read(name)
+    kept = config.overridden if name == "demo" else config.given
+    used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
+    reasons = {setting: preset.why.get(setting, f"preset {name}") for setting in used}
+    was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
+    banner = DEMO_BANNER if name == "demo" and was_chosen else ""
+    return Settled(config.with_preset(used | {"preset": "none"}), name, why, reasons, banner)

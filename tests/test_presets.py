@@ -1,0 +1,85 @@
+"""Presets are data; precedence is default < preset < config.yaml < override (C7, C10)."""
+
+import pytest
+
+from lace_lora import config, presets
+from lace_lora.errors import SettingsError
+from lace_lora.machine import Machine
+
+LAPTOP = Machine(False, False, None, 0.0, (0, 0), 16.0, 8.0, 100.0, 2)
+T4 = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
+A100 = Machine(True, True, "NVIDIA A100-SXM4-40GB", 39.5, (8, 0), 83.0, 80.0, 150.0, 12)
+
+
+def given(tmp_path, text="", **overrides):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return config.load(path, **overrides)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_that_ships_loads_and_gives_a_reason_only_for_what_it_sets(name):
+    preset = presets.read(name)
+    assert preset.about and preset.settings
+    assert set(preset.why) <= set(preset.settings)
+
+
+def test_the_presets_have_the_numbers_that_were_asked_for():
+    """C7."""
+    assert presets.read("sdxl").settings | {} == {
+        "rank": 32, "alpha": 32, "resolution": 1024, "num_train_epochs": 10, "mixed_precision": "bf16",
+    }  # fmt: skip
+    fast, best, small = (presets.read(name).settings for name in ("fast", "high_quality", "consumer"))
+    assert [fast[name] for name in ("rank", "alpha", "resolution", "num_train_epochs")] == [8, 8, 512, 5]
+    assert [best[name] for name in ("rank", "alpha", "resolution", "num_train_epochs")] == [64, 64, 768, 20]
+    assert [small[name] for name in ("rank", "resolution", "train_batch_size", "gradient_accumulation_steps")] == [
+        16, 512, 2, 4,
+    ]  # fmt: skip
+
+
+def test_a_file_beats_a_preset_and_an_override_beats_the_file(tmp_path):
+    settled = presets.settle(given(tmp_path, "preset: sdxl\nrank: 4\n", num_train_epochs=3), T4).config
+    assert (settled.rank, settled.num_train_epochs, settled.alpha) == (4, 3, 32)
+
+
+def test_auto_takes_the_preset_of_the_machine(tmp_path):
+    assert presets.settle(given(tmp_path), T4).preset == "lace-t4"
+    assert presets.settle(given(tmp_path), A100).preset == "lace-a100"
+
+
+def test_auto_without_a_gpu_takes_the_demo_with_a_banner_and_only_overrides_beat_it(tmp_path):
+    text = "pretrained_model: stabilityai/stable-diffusion-xl-base-1.0\nresolution: 512\nmax_train_steps: 1000\n"
+    settled = presets.settle(given(tmp_path, text, max_train_steps=5), LAPTOP)
+    assert settled.preset == "demo"
+    assert "DEMO" in settled.banner and "Change runtime type" in settled.banner
+    assert settled.config.pretrained_model == "lace-demo"
+    assert (settled.config.resolution, settled.config.max_train_steps) == (96, 5)
+
+
+def test_auto_without_a_gpu_keeps_a_model_folder_that_is_on_this_machine(tmp_path):
+    settled = presets.settle(given(tmp_path, f"pretrained_model: {tmp_path}\n"), LAPTOP)
+    assert (settled.preset, settled.banner) == ("none", "")
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, T4])
+def test_settling_twice_changes_nothing(tmp_path, machine):
+    once = presets.settle(given(tmp_path, "resolution: 512\n", rank=4), machine).config
+    assert presets.settle(once, machine).config == once
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(SettingsError, match="No preset called 'lace-t5'; did you mean lace-t4?"):
+        presets.settle(given(tmp_path, "preset: lace-t5"), T4)
+
+
+def test_a_preset_of_your_own_is_a_yaml_file(tmp_path):
+    """C18."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("about: my card\nsettings:\n  rank: 12\n")
+    assert presets.settle(given(tmp_path, f"preset: {own}\n"), T4).config.rank == 12
+    own.write_text("about: my card\nsettings:\n  rnak: 12\n")
+    with pytest.raises(SettingsError, match="did you mean rank?"):
+        presets.settle(given(tmp_path, f"preset: {own}\n"), T4)
+    own.write_text("rank: 12\n")
+    with pytest.raises(SettingsError, match="is no preset"):
+        presets.settle(given(tmp_path, f"preset: {own}\n"), T4)
