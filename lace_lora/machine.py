@@ -1,0 +1,164 @@
+"""What this computer is, as one value with reasons: Colab, Drive, GPU, memory, disk, usable number format."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from lace_lora.errors import MachineError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+GIB = 1024**3
+
+CHOOSE_A_GPU = "In Colab: Runtime → Change runtime type → T4 GPU → Save, then run the notebook again from the top."
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One computer as it was found; sizes in GiB."""
+
+    is_colab: bool
+    drive_mounted: bool
+    gpu_name: str | None
+    vram_gb: float
+    capability: tuple[int, int]
+    ram_gb: float
+    free_ram_gb: float
+    free_disk_gb: float
+    cpu_cores: int
+
+    @classmethod
+    def here(cls, drive_mount_path: str = "/content/drive", disk: str | Path = ".") -> "Machine":
+        """Look at this computer. Loads torch only where an NVIDIA driver is installed."""
+        gpu_name, vram_gb, capability = _gpu()
+        memory = psutil.virtual_memory()
+        return cls(
+            is_colab=in_colab(),
+            drive_mounted=drive_is_mounted(drive_mount_path),
+            gpu_name=gpu_name,
+            vram_gb=vram_gb,
+            capability=capability,
+            ram_gb=memory.total / GIB,
+            free_ram_gb=memory.available / GIB,
+            free_disk_gb=shutil.disk_usage(_nearest_folder(Path(disk))).free / GIB,
+            cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        )
+
+    @property
+    def device(self) -> str:
+        """torch's name of the device that computes: cuda or cpu."""
+        return "cuda" if self.gpu_name else "cpu"
+
+    def precision(self, mixed_precision: str = "auto") -> tuple[Precision, str]:
+        """The number format of the frozen weights, and why. `mixed_precision` is the setting of that name."""
+        if mixed_precision == "no":
+            return "fp32", "fp32, as set"
+        if mixed_precision == "bf16" and self.gpu_name and self.capability < (8, 0):
+            # is_bf16_supported() says yes by emulation on such cards; a T4 has capability 7.5.
+            return "fp16", f"fp16, because {self.gpu_name} has no bf16 units (capability {self._capability_text} < 8.0)"
+        if mixed_precision == "fp16" and not self.gpu_name:
+            return "fp32", "fp32, because fp16 on a CPU is far slower than fp32"
+        if mixed_precision != "auto":
+            return ("bf16" if mixed_precision == "bf16" else "fp16"), f"{mixed_precision}, as set"
+        if not self.gpu_name:
+            return "fp32", "fp32, because there is no GPU"
+        if self.capability >= (8, 0):
+            return "bf16", f"bf16, because {self.gpu_name} has units for it (capability {self._capability_text})"
+        return "fp16", f"fp16, because {self.gpu_name} has no bf16 units (capability {self._capability_text} < 8.0)"
+
+    def reasons(self) -> list[tuple[str, str, bool, str]]:
+        """One row a fact: its name, what was found, whether that is good, and what to do when it is not."""
+        gpu = f"{self.gpu_name}, {self.vram_gb:.1f} GB" if self.gpu_name else "none"
+        drive = "mounted" if self.drive_mounted else "not mounted"
+        memory = f"{self.ram_gb:.1f} GB, {self.free_ram_gb:.1f} GB free"
+        rows = [
+            ("GPU", gpu, bool(self.gpu_name), CHOOSE_A_GPU),
+            ("memory", memory, self.free_ram_gb > 4, "Close other programs or notebooks."),
+            ("disk", f"{self.free_disk_gb:.0f} GB free", self.free_disk_gb > 20, "SDXL and its refiner take 13 GB."),
+        ]
+        if self.is_colab:
+            rows.append(("Drive", drive, self.drive_mounted, "Run the cell that mounts Drive and allow it."))
+        return [(name, found, good, "" if good else advice) for name, found, good, advice in rows]
+
+    @property
+    def _capability_text(self) -> str:
+        return ".".join(str(part) for part in self.capability)
+
+
+def in_colab() -> bool:
+    """Whether this is a Colab machine: its own package is there (it is not on PyPI)."""
+    return "google.colab" in sys.modules or _has_module("google.colab")
+
+
+def drive_is_mounted(drive_mount_path: str) -> bool:
+    """Whether Drive answers: its root folder exists and can be listed (a dropped mount exists but cannot)."""
+    try:
+        return "MyDrive" in os.listdir(drive_mount_path)
+    except OSError:
+        return False
+
+
+def mount_drive(drive_mount_path: str, readonly: bool = False) -> tuple[Path, str]:
+    """Mount Google Drive where that is possible; return the folder to work in and a sentence about it.
+
+    Outside Colab nothing is mounted: the local folder comes back. Colab asks the person in the browser for consent, so
+    this works from a notebook's own kernel only.
+
+    Raises MachineError with what to do when Colab refuses.
+    """
+    if not in_colab():
+        return Path.cwd(), f"This is not Colab, so no Drive is mounted; files are read and written under {Path.cwd()}."
+    if drive_is_mounted(drive_mount_path):
+        return Path(drive_mount_path), f"Drive is mounted at {drive_mount_path}."
+    from google.colab import drive  # only there in Colab
+
+    try:
+        drive.mount(drive_mount_path, force_remount=False, timeout_ms=120_000, readonly=readonly)
+    except NotImplementedError as error:
+        raise MachineError("This kind of Colab cannot mount Drive. Upload the pictures and set images_dir.") from error
+    except Exception as error:  # ValueError, MessageError and others, each with a text of its own
+        raise MachineError(
+            f"Drive could not be mounted at {drive_mount_path}: {str(error).strip() or type(error).__name__}. "
+            "Run the cell again and allow access in the window that opens; if a folder of that name holds files, "
+            "choose another drive_mount_path."
+        ) from error
+    if not drive_is_mounted(drive_mount_path):
+        raise MachineError(
+            f"Drive says it is mounted at {drive_mount_path}, but it does not answer. "
+            "Runtime → Disconnect and delete runtime, then run the notebook again."
+        )
+    return Path(drive_mount_path), f"Drive is mounted at {drive_mount_path}."
+
+
+def _gpu() -> tuple[str | None, float, tuple[int, int]]:
+    """Name, memory in GiB and compute capability of the first CUDA device; torch is asked only where a driver is."""
+    has_driver = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")
+    if not has_driver and "torch" not in sys.modules:
+        return None, 0.0, (0, 0)
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            found = torch.cuda.get_device_properties(0)
+            return found.name, found.total_memory / GIB, (found.major, found.minor)
+    except (ImportError, RuntimeError):
+        pass  # a driver without a usable device is a machine without a GPU
+    return None, 0.0, (0, 0)
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself or its nearest parent that exists, since a run's folder is often not made yet."""
+    path = path.expanduser().absolute()
+    return next(parent for parent in (path, *path.parents) if parent.exists())

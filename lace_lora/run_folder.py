@@ -1,0 +1,188 @@
+"""The name of every file of a run; no other room spells a path.
+
+<lora_output_dir>/<run_name>/
+    config.yaml  run.json  log.jsonl  annotations.txt
+    checkpoints/step-000250/
+    class_images/
+    adapter/pytorch_lora_weights.safetensors  adapter/<run_name>.safetensors  adapter/adapter.json
+    images/<sheet_name>/refined_output_000.png  base_result_000.png  images.jsonl  contact_sheet.png
+    evaluation/scores.json  evaluation/base_versus_lora.png  report.html
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lace_lora.config import Config
+from lace_lora.errors import RunError
+
+
+@dataclass(frozen=True)
+class SheetFolder:
+    """One folder of designs that were asked for together."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """One row a picture."""
+        return self.root / "images.jsonl"
+
+    @property
+    def request(self) -> Path:
+        """What was asked for, its digest, and the batches in which it is computed."""
+        return self.root / "request.json"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """All pictures of the folder on one page."""
+        return self.root / "contact_sheet.png"
+
+    @property
+    def latents(self) -> Path:
+        """Pictures between two stages; gone when the sheet is finished."""
+        return self.root / "latents"
+
+    def refined(self, number: int, image_format: str) -> Path:
+        """The finished picture, such as refined_output_003.png."""
+        return self.root / f"refined_output_{number:03d}.{image_format}"
+
+    def base(self, number: int, image_format: str) -> Path:
+        """The same picture before the refiner, such as base_result_003.png."""
+        return self.root / f"base_result_{number:03d}.{image_format}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run: everything that training, generation and evaluation write for it."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunFolder":
+        """The folder of the run that the settings name."""
+        return cls(Path(config.lora_output_dir).expanduser() / config.run_name)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        """The settings that ran, complete."""
+        return self.root / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """id, state, step, total, ETA, peak memory, versions."""
+        return self.root / "run.json"
+
+    @property
+    def log(self) -> Path:
+        """One line a step."""
+        return self.root / "log.jsonl"
+
+    @property
+    def annotations(self) -> Path:
+        """The captions that were learnt from."""
+        return self.root / "annotations.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Parent of the checkpoints."""
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after an update, such as checkpoints/step-000250."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    @property
+    def class_images(self) -> Path:
+        """Pictures that the base model drew for prior preservation."""
+        return self.root / "class_images"
+
+    @property
+    def adapter(self) -> Path:
+        """Parent of the adapter's files."""
+        return self.root / "adapter"
+
+    @property
+    def adapter_weights(self) -> Path:
+        """The adapter in diffusers' names, for load_lora_weights."""
+        return self.adapter / "pytorch_lora_weights.safetensors"
+
+    @property
+    def adapter_for_tools(self) -> Path:
+        """The adapter in the names that ComfyUI and A1111 read."""
+        return self.adapter / f"{self.name}.safetensors"
+
+    @property
+    def adapter_card(self) -> Path:
+        """Facts of the adapter: family, base model, rank, alpha, concept token, digests, versions."""
+        return self.adapter / "adapter.json"
+
+    @property
+    def sheets(self) -> Path:
+        """Parent of the sheets of designs."""
+        return self.root / "images"
+
+    def sheet(self, name: str) -> SheetFolder:
+        """The sheet of that name."""
+        return SheetFolder(self.sheets / name)
+
+    def free_sheet(self, name: str, digest: str) -> SheetFolder:
+        """The sheet that was asked for with this digest before, else the next free name: sheet, sheet-2, sheet-3, …"""
+        number = 1
+        while True:
+            sheet = self.sheet(name if number == 1 else f"{name}-{number}")
+            if not sheet.root.exists() or not any(sheet.root.iterdir()) or digest_of(sheet) == digest:
+                return sheet
+            number += 1
+
+    @property
+    def evaluation(self) -> Path:
+        """Parent of what evaluation writes."""
+        return self.root / "evaluation"
+
+    @property
+    def scores(self) -> Path:
+        """Scores and what they mean."""
+        return self.evaluation / "scores.json"
+
+    @property
+    def strip(self) -> Path:
+        """Base model above LoRA at the same seeds."""
+        return self.evaluation / "base_versus_lora.png"
+
+    @property
+    def report(self) -> Path:
+        """One page about the run."""
+        return self.root / "report.html"
+
+    def create(self) -> "RunFolder":
+        """Make the folder; RunError says what to do where that is not allowed."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"The run folder {self.root} cannot be made ({error.strerror or error}). "
+                "Mount Drive first, or choose another folder with lora_output_dir."
+            ) from error
+        return self
+
+
+def digest_of(sheet: SheetFolder) -> str | None:
+    """The digest of what a sheet was asked for, or None when it holds none that can be read."""
+    try:
+        found = json.loads(sheet.request.read_text(encoding="utf-8")).get("digest")
+        return str(found) if found else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def runs_in(lora_output_dir: str | Path) -> list[RunFolder]:
+    """All runs in a folder, those changed last first."""
+    parent = Path(lora_output_dir).expanduser()
+    found = [RunFolder(path.parent) for path in parent.glob("*/run.json")] if parent.is_dir() else []
+    return sorted(found, key=lambda run: run.record.stat().st_mtime, reverse=True)
