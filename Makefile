@@ -35,7 +35,6 @@ test-slow: $(VENV)/.test
 
 # Writes everything that is generated from the declarations of the settings.
 settings: $(VENV)/.base
-	$(BIN)/lace-lora settings --yaml > config.yaml.new && mv config.yaml.new config.yaml
 	$(BIN)/python -m tests.generated
 
 $(VENV)/bin/python:

@@ -1,0 +1,137 @@
+"""What the documents take from the code, and the command that writes it there: `make settings`."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+from lace_lora import config, presets
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "lace_lora"
+
+# Rooms by level; a room imports only from lower levels. A folder is one room, but for the demo's job, which is a verb.
+LEVELS = {
+    "__init__": 0,
+    "errors": 0,
+    "demo": 0,
+    "config": 1,
+    "machine": 1,
+    "checkpoint": 1,
+    "run_folder": 2,
+    "presets": 2,
+    "image_files": 2,
+    "data_utils": 3,
+    "families": 3,
+    "estimate": 4,
+    "cache": 4,
+    "adapter": 4,
+    "pictures": 4,
+    "stages": 5,
+    "train": 6,
+    "inference": 6,
+    "evaluate": 6,
+    "report": 7,
+    "demo.job": 8,
+    "batch": 8,
+    "forms": 9,
+    "main": 9,
+}
+
+
+def source_files() -> list[Path]:
+    """Every Python file of the package."""
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    """The room that a file belongs to: families/sdxl.py is in families, demo/job.py is demo.job."""
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts if path != ROOT / f"{PACKAGE}.py" else ("__init__",)
+    if parts[:2] == ("demo", "job"):
+        return "demo.job"
+    return parts[0]
+
+
+def tracked_files() -> list[str]:
+    """The files of the repository as git lists them; empty where there is no git."""
+    try:
+        done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return sorted(done.stdout.splitlines())
+
+
+def first_sentence(path: Path) -> str:
+    """What a file says of itself in its docstring's first sentence or two."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def rooms_table() -> str:
+    """The rooms by level, each with its own first sentence."""
+    lines = ["| level | room | what it is |", "|---|---|---|"]
+    for room, level in LEVELS.items():
+        path = ROOT / PACKAGE / (room.replace(".", "/") + ".py")
+        path = path if path.is_file() else ROOT / PACKAGE / room / "__init__.py"
+        if room != "__init__":
+            lines.append(f"| {level} | `{room}` | {first_sentence(path)} |")
+    return "\n".join(lines)
+
+
+def presets_table() -> str:
+    """The presets that ship, with what they set."""
+    lines = ["| preset | for | sets |", "|---|---|---|"]
+    for name in presets.names():
+        preset = presets.read(name)
+        sets = ", ".join(f"{key} {_short(value)}" for key, value in preset.settings.items())
+        lines.append(f"| `{name}` | {preset.about} | {sets} |")
+    return "\n".join(lines)
+
+
+def directory_structure() -> str:
+    """Every tracked file, Python files with what they say of themselves; the model's files by folder are data."""
+    lines = []
+    for name in tracked_files():
+        is_python = name.endswith(".py") and (ROOT / name).is_file()
+        about = first_sentence(ROOT / name) if is_python else ""
+        lines.append(f"- `{name}`" + (f" — {about}" if about else ""))
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return f"{len(value)} of them" if isinstance(value, list) and len(value) > 2 else str(value)
+
+
+BLOCKS = {
+    "documentation.md:settings": config.table,
+    "documentation.md:presets": presets_table,
+    "documentation.md:rooms": rooms_table,
+    ".notes/directory_structure.md:files": directory_structure,
+}
+
+
+def block_in(path: str, block: str) -> str:
+    """The text between the two marks of a generated block."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {block}: begin[^>]*-->\n(.*?)<!-- {block}: end -->", text, re.S)
+    assert found, f"{path} has no block {block}"
+    return found[1].strip()
+
+
+def write() -> None:
+    """Write config.yaml and every generated block."""
+    (ROOT / "config.yaml").write_text(config.shipped_yaml(), encoding="utf-8")
+    for name, make in BLOCKS.items():
+        path, block = name.split(":")
+        text = (ROOT / path).read_text(encoding="utf-8")
+        text = re.sub(
+            rf"(<!-- {block}: begin[^>]*-->\n).*?(<!-- {block}: end -->)",
+            lambda found, make=make: found[1] + make().strip() + "\n" + found[2],
+            text,
+            flags=re.S,
+        )
+        (ROOT / path).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,64 @@
+"""documentation.md does what it says: its commands and its Python run, in order, in an empty folder (L20)."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "documentation.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("documentation")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.S | re.M)
+
+
+def ran(words, folder, **options):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_command_runs_in_order_in_an_empty_folder(folder):
+    """L12, L20: on a machine without a GPU, with the demo model."""
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    assert len(commands) >= 10
+    said = {command: ran(command, folder, shell=True) for command in commands}
+    assert "120 pictures" in said["lace-lora check --preset demo"]
+    sheet = folder / "demo_output/demo/images/sheet"
+    assert len(list(sheet.glob("refined_output_*.png"))) == len(list(sheet.glob("base_result_*.png"))) == 4
+    assert (sheet / "contact_sheet.png").is_file()
+    assert "demo" in said["lace-lora runs --preset demo"]
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_every_python_example_runs(folder, number):
+    """L20."""
+    assert ran([sys.executable, "-c", blocks("python")[number]], folder).strip()
+    assert len(blocks("python")[number].strip().splitlines()) < 15
+
+
+def test_every_command_that_exists_is_documented():
+    """L20, P28."""
+    from lace_lora import main
+
+    names = [command.name or command.callback.__name__ for command in main.app.registered_commands]
+    documented = TEXT + (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"lace-lora {name}" not in documented] == []
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in target]
+    assert targets and all((ROOT / target).exists() for target in targets)

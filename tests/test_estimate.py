@@ -1,0 +1,103 @@
+"""The plan: what fits, how long, and every `auto` with its reason (C10, C14 at working depth, P28)."""
+
+import dataclasses
+import json
+
+import pytest
+
+from lace_lora import config, estimate, presets
+from lace_lora.errors import PicturesError
+from tests.test_presets import A100, LAPTOP, T4
+
+
+def planned(machine, pictures=250, **overrides):
+    return estimate.plan(presets.settle(config.load(**overrides), machine), machine, pictures)
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, T4, A100])
+def test_no_setting_is_left_to_auto_and_every_choice_has_a_reason(machine):
+    plan = planned(machine)
+    assert "auto" not in plan.config.model_dump().values()
+    assert all(choice.why for choice in plan.choices)
+    assert {choice.setting for choice in plan.choices} >= {"mixed_precision", "gradient_checkpointing"}
+
+
+def test_planning_what_is_planned_already_changes_nothing():
+    plan = planned(T4)
+    again = estimate.plan(presets.settle(plan.config, T4), T4, 250)
+    assert again.config == plan.config and again.choices == ()
+
+
+def test_the_steps_are_ten_passes_over_the_pictures_rounded_up():
+    """250 pictures × 10 passes / (1 × 4) = 625."""
+    assert planned(T4, 250).config.max_train_steps == 625
+    assert planned(T4, 251).config.max_train_steps == 628
+    assert planned(T4, 250).epochs == 10
+
+
+def test_a_number_that_was_written_always_wins():
+    plan = planned(T4, max_train_steps=7, train_batch_size=3, gradient_checkpointing="none")
+    assert (plan.config.max_train_steps, plan.config.train_batch_size) == (7, 3)
+    assert plan.config.gradient_checkpointing == "none"
+
+
+def test_memory_agrees_with_what_was_counted_for_sdxl():
+    """Counted for batch 1, rank 16, fp16: 6.5 / 8.1 / 10.4 GiB, with full checkpointing 5.3 / 5.4 / 5.6."""
+    for side, none, full in ((512, 6.5, 5.3), (768, 8.1, 5.4), (1024, 10.4, 5.6)):
+        settings = planned(T4, resolution=side, train_batch_size=1).config
+        assert estimate.training_gib(settings, "fp16", "none") == pytest.approx(none, rel=0.03)
+        assert estimate.training_gib(settings, "fp16", "full") == pytest.approx(full, rel=0.03)
+
+
+def test_checkpointing_is_chosen_only_where_memory_asks_for_it():
+    assert planned(T4).config.gradient_checkpointing == "none"
+    assert planned(A100).config.gradient_checkpointing == "none"
+    small = dataclasses.replace(T4, gpu_name="Small", vram_gb=8.0)
+    assert planned(small).config.gradient_checkpointing == "full"
+
+
+def test_more_rank_pixels_or_batch_never_needs_less():
+    """C14."""
+
+    def need(**overrides):
+        return planned(A100, gradient_checkpointing="none", **overrides).vram_gb
+
+    for name, values in (("rank", [4, 16, 64]), ("resolution", [512, 768, 1024]), ("train_batch_size", [1, 2, 4])):
+        needs = [need(**{name: value}) for value in values]
+        assert needs == sorted(needs) and len(set(needs)) == 3, name
+
+
+def test_what_does_not_fit_is_said_with_three_things_to_try():
+    small = dataclasses.replace(T4, vram_gb=4.0)
+    plan = planned(small)
+    assert not plan.fits and "DOES NOT FIT" in str(plan)
+    assert "train_batch_size 1, gradient_checkpointing full, or resolution 768" in plan.warnings[0]
+
+
+def test_a_large_rank_on_a_small_card_is_warned_about():
+    """C8."""
+    assert any("rank 64" in warning for warning in planned(T4, rank=64).warnings)
+    assert not any("rank" in warning for warning in planned(A100, rank=64).warnings)
+
+
+def test_the_size_of_a_local_model_is_read_from_its_folder(tiny_sdxl):
+    plan = planned(LAPTOP, pretrained_model=str(tiny_sdxl))
+    unet, vae = (json.loads((tiny_sdxl / part / "config.json").read_text()) for part in ("unet", "vae"))
+    assert plan.config.resolution == unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def test_preparing_the_demo_draws_its_pictures_with_their_captions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    plan = estimate.prepare(config.load(preset="demo"), say=said.append)
+    assert plan.pictures >= 100 and plan.config.resolution == 96
+    lines = (tmp_path / "demo_output/pictures/annotations.txt").read_text().splitlines()
+    assert len(lines) == plan.pictures and all("<myspecialstyle>" in line for line in lines)
+    assert len(set(line.split("\t")[1] for line in lines)) > 10
+    assert "demo" in str(plan) and len(said) >= 1
+    assert estimate.prepare(config.load(preset="demo"), say=said.append).config == plan.config
+
+
+def test_a_missing_folder_of_pictures_has_its_sentence(tmp_path):
+    with pytest.raises(PicturesError, match="nowhere"):
+        estimate.prepare(config.load(preset="none", images_dir=str(tmp_path / "nowhere")), T4)
