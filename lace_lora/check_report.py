@@ -75,10 +75,14 @@ class CheckReport:
         if not self.usable:
             return ("number: none of the pictures can be used; the reasons stand beside each.",)
         sides = [min(record.width, record.height) for record in self.usable]
-        lines = [_on_number(len(self.usable)), _on_size(sides), _on_shape(self.usable)]
-        if self.resolution:
-            lines.append(_on_enlarging(sides, self.resolution))
-        return tuple(lines)
+        is_miniature = bool(self.resolution and self.resolution < ADVISED_SIDE_PX)  # its model asks for less
+        lines = [
+            _on_number(len(self.usable)),
+            "" if is_miniature else _on_size(sides),
+            _on_shape(self.usable),
+            _on_enlarging(sides, self.resolution) if self.resolution else "",
+        ]
+        return tuple(line for line in lines if line)
 
     def as_table(self, *, only_problems: bool = False) -> str:
         """One line a file: verdict, name, size, reasons."""

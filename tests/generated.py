@@ -10,31 +10,48 @@ from lace_lora import config, presets
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lace_lora"
 
-# Rooms by level; a room imports only from lower levels. A folder is one room, but for the demo's job, which is a verb.
+# Rooms by level; a room imports only from lower levels. A folder is one room, but for the demo's job and builder, which are verbs.
 LEVELS = {
     "__init__": 0,
     "errors": 0,
+    "file_names": 0,
+    "stopping": 0,
     "demo": 0,
     "config": 1,
     "machine": 1,
     "checkpoint": 1,
+    "image_files": 1,
+    "annotations": 1,
+    "check_report": 1,
     "run_folder": 2,
     "presets": 2,
-    "image_files": 2,
-    "data_utils": 3,
+    "data_utils": 2,
     "families": 3,
+    "schedule": 3,
     "estimate": 4,
     "cache": 4,
     "adapter": 4,
+    "journal": 4,
     "pictures": 4,
+    "queries": 4,
+    "sampling": 4,
     "stages": 5,
+    "steps": 5,
+    "sheet": 5,
     "train": 6,
     "inference": 6,
     "evaluate": 6,
     "report": 7,
+    "demo.build": 8,
     "demo.job": 8,
     "batch": 8,
+    "banner": 7,
+    "install": 7,
+    "preflight": 8,
+    "options": 8,
+    "notebook": 8,
     "forms": 9,
+    "progress": 9,
     "main": 9,
 }
 
@@ -45,10 +62,10 @@ def source_files() -> list[Path]:
 
 
 def room_of(path: Path) -> str:
-    """The room that a file belongs to: families/sdxl.py is in families, demo/job.py is demo.job."""
+    """The room that a file belongs to: families/sdxl.py is in families, demo/build_vae.py in demo.build."""
     parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts if path != ROOT / f"{PACKAGE}.py" else ("__init__",)
-    if parts[:2] == ("demo", "job"):
-        return "demo.job"
+    if parts[0] == "demo" and len(parts) > 1 and parts[1].startswith(("job", "build")):
+        return f"demo.{parts[1].split('_')[0]}"
     return parts[0]
 
 

@@ -523,6 +523,7 @@ def test_size_shape_and_enlarging_are_judged_by_their_rules():
     assert "mixed, only 2 of 4" in poor[2]
     assert "4 of 4 must be enlarged to reach 1024 px (the smallest 2.0×)" in poor[3]
     assert "resolution 576 would" in poor[3]
+    assert not any("size:" in line for line in reported((192, 192), resolution=96))
     assert CheckReport(Path("."), ()).advice == (
         "number: none of the pictures can be used; the reasons stand beside each.",
     )

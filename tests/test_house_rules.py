@@ -25,7 +25,8 @@ def imports_of(path, top_only=False):
             yield from ((name.name, node.lineno) for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             if node.module == PACKAGE:
-                yield from ((f"{PACKAGE}.{name.name}", node.lineno) for name in node.names)
+                rooms = [name.name for name in node.names if not name.name.startswith("_")]
+                yield from ((f"{PACKAGE}.{room}", node.lineno) for room in rooms)
             else:
                 yield node.module, node.lineno
 
