@@ -33,7 +33,7 @@ DEMO_SECONDS_A_PICTURE = 0.05  # of a training step on one core; see benchmarks/
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting that the plan or a preset chose."""
+    """One setting that the plan or a preset chose; `why` is empty where a preset gives no reason of its own."""
 
     setting: str
     value: object
@@ -82,7 +82,9 @@ class Plan:
             ("time", minutes),
         ]
         lines = [f"{name:<12}{value}" for name, value in rows]
-        lines += [f"  {choice.setting} = {choice.value}: {choice.why}" for choice in self.choices]
+        lines += [f"  {choice.setting} = {choice.value}: {choice.why}" for choice in self.choices if choice.why]
+        plain = [f"{choice.setting} {choice.value}" for choice in self.choices if not choice.why]
+        lines += [f"  preset {self.preset} also sets {', '.join(plain)}"] if plain else []
         return "\n".join(lines + [f"! {warning}" for warning in self.warnings])
 
 
@@ -99,7 +101,7 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
 
         say(f"Drawing the demo's pictures of lace into {settings.images_dir} …")
         drawn = write_lace_folder(Path(settings.images_dir))
-        captions = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
+        captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
     return plan(settled, machine, len(list_images(settings.images_dir, set(settings.image_types))))
 

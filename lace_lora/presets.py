@@ -96,7 +96,7 @@ def settle(config: Config, machine: Machine) -> Settled:
     preset = read(name)
     kept = config.overridden if name == "demo" else config.given
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
-    reasons = {setting: preset.why.get(setting, f"preset {name}") for setting in used}
+    reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
     banner = DEMO_BANNER if name == "demo" and was_chosen else ""
     return Settled(config.with_preset(used | {"preset": "none"}), name, why, reasons, banner)

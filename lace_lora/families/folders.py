@@ -1,0 +1,263 @@
+"""Where a base model lies on this machine and what its folder says about itself. Reads JSON only, loads no torch."""
+
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+from lace_lora.errors import MachineError, ModelError
+
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
+_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_CONFIG_OF = {
+    "tokenizer": "tokenizer_config.json",
+    "tokenizer_2": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the configs of an SDXL folder say: enough to plan, cut pictures and scale latents with no model loaded."""
+
+    latent_channels: int
+    downscale: int  # px a latent cell: 8 for SDXL
+    pixel_step: int  # both sides of a picture must be a multiple of this: 32 for SDXL (VAE times the UNet's halvings)
+    side_px: int  # the side of the square that the model was trained on: 1024 for SDXL
+    text_width: int
+    prediction_type: str
+    scaling_factor: float
+    latents_mean: tuple[float, ...] | None
+    latents_std: tuple[float, ...] | None
+    time_ids: int  # 6 for the base; 5 for the refiner, which has an aesthetic score
+    layers_per_block: int
+
+    @property
+    def is_refiner(self) -> bool:
+        """True for a refiner, which has the second text encoder only."""
+        return self.time_ids == 5
+
+
+def model_folder(name: str) -> str:
+    """The folder of a model: a demo name, a folder, or a Hugging Face name that is here already or can be fetched.
+
+    Only the files that are needed are fetched: fp16 where the model offers it, the VAE in fp32.
+    Raises ModelError with the command to type where the model is not there; a local-looking path is never looked up on
+    the network, and nothing is when HF_HUB_OFFLINE=1.
+    """
+    if name in ("lace-demo", "lace-demo-refiner"):
+        from lace_lora.demo import locate
+
+        return str(locate(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_whole(path, name)
+        return str(path)
+    if path.is_file():
+        raise ModelError(
+            f"{name} is a single file; a folder in the diffusers layout (unet, vae, text_encoder, …) is needed."
+        )
+    if not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise ModelError(
+            f"No model folder {name}. Give an existing folder, "
+            "or a Hugging Face name such as stabilityai/stable-diffusion-xl-base-1.0."
+        )
+    return str(_snapshot(name))
+
+
+def layout(model: str) -> Layout:
+    """What the configs of a model's folder say about its sizes.
+
+    Raises ModelError where the folder is no SDXL (SD 1.5 and 2 have no text_time conditioning).
+    """
+    folder = Path(model_folder(model))
+    unet, vae, steps = (part_config(folder, part) for part in ("unet", "vae", "scheduler"))
+    if unet.get("addition_embed_type") != "text_time":
+        raise ModelError(
+            f"{model} is not an SDXL model: like SD 1.5 and 2, its UNet takes no size and no pooled text. "
+            "Choose an SDXL base."
+        )
+    downscale = 2 ** (len(vae["block_out_channels"]) - 1)
+    time_ids = _time_id_count(model, unet, _pooled_width(folder))
+    mean, std = vae.get("latents_mean"), vae.get("latents_std")
+    return Layout(
+        latent_channels=vae["latent_channels"],
+        downscale=downscale,
+        pixel_step=lcm(8, downscale * 2 ** (len(unet["block_out_channels"]) - 1)),
+        side_px=int(unet.get("sample_size") or 128) * downscale,
+        text_width=unet["cross_attention_dim"],
+        prediction_type=steps.get("prediction_type", "epsilon"),
+        scaling_factor=vae.get("scaling_factor", 0.18215),
+        latents_mean=None if mean is None else tuple(mean),
+        latents_std=None if std is None else tuple(std),
+        time_ids=time_ids,
+        layers_per_block=unet["layers_per_block"],
+    )
+
+
+def part_config(folder: str | Path, part: str) -> dict[str, Any]:
+    """The config of one part as a dict. Raises ModelError where it is missing or unreadable."""
+    path = Path(folder) / part / _CONFIG_OF.get(part, "config.json")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} is missing: the model folder is not complete. Fetch it again, or choose another model."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Fetch the model again.") from error
+    return values
+
+
+def parts_of(folder: str | Path) -> tuple[str, ...]:
+    """The parts that a model's index names; a refiner has no text_encoder and no tokenizer."""
+    path = Path(folder) / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} holds no readable model_index.json, so it is not a model in the diffusers layout."
+        ) from error
+    return tuple(part for part in PARTS if isinstance(index.get(part), list) and index[part][1])
+
+
+def weight_variant(folder: str | Path, wants_half: bool) -> str | None:
+    """ "fp16" where that file should be read, None for the plain file: the wanted one, or the only one there.
+
+    Raises ModelError where there are no safetensors.
+    """
+    names = [path.name for path in Path(folder).glob("*.safetensors")]
+    half = [name for name in names if ".fp16" in name]
+    if not names:
+        pickled = (
+            " Its .bin files are not read, because such files can run code." if list(Path(folder).glob("*.bin")) else ""
+        )
+        raise ModelError(
+            f"No .safetensors weights in {folder}.{pickled} Fetch the model again with its safetensors files."
+        )
+    return "fp16" if half and (wants_half or len(half) == len(names)) else None
+
+
+def identity(model: str) -> str:
+    """A text that differs wherever the VAE, a text encoder or a tokenizer does: it keys what they have computed.
+
+    All SDXL models have files of the same size, so contents are compared; Hugging Face's cache names files by theirs.
+    """
+    folder = Path(model_folder(model))
+    parts = [part for part in parts_of(folder) if part not in ("unet", "scheduler")]
+    files = sorted(path for part in parts for path in (folder / part).iterdir() if path.is_file())
+    return "\n".join(f"{path.parent.name}/{path.name} {_content(path)}" for path in files)
+
+
+def _content(path: Path) -> str:
+    real = path.resolve()
+    if real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name):
+        return real.name
+    with open(real, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """Of all files of a model repository, those that are read: fp16 weights where offered, the VAE in fp32."""
+    names = list(names)
+    wanted = []
+    for name in names:
+        part, _, file = name.rpartition("/")
+        if name == "model_index.json" or (part in PARTS and file.endswith((".json", ".txt"))):
+            wanted.append(name)
+        if part not in NETWORKS or not file.endswith(".safetensors"):
+            continue
+        in_part = [other for other in names if other.startswith(f"{part}/") and other.endswith(".safetensors")]
+        half, plain = ([other for other in in_part if (".fp16" in other) is is_half] for is_half in (True, False))
+        best = (plain or half) if part == "vae" else (half or plain)
+        if name in best:
+            wanted.append(name)
+    return wanted
+
+
+def _snapshot(name: str) -> Path:
+    """A hub model's folder in the local cache, fetched if need be."""
+    from lace_lora.families.quiet import quiet
+
+    with quiet():
+        from huggingface_hub import HfApi, constants, snapshot_download
+
+        missing: tuple[str, ...] = PARTS
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+            missing = _missing_parts(folder)
+        except (OSError, ValueError):  # LocalEntryNotFoundError is both; nothing of it is here
+            folder = Path()
+        if not missing:
+            return folder
+        if constants.HF_HUB_OFFLINE:
+            raise ModelError(
+                f"{name} is not on this machine and HF_HUB_OFFLINE=1 forbids fetching it. {_how_to_fetch(name)}"
+            )
+        try:
+            files = wanted_files(sibling.rfilename for sibling in HfApi().model_info(name).siblings or [])
+            folder = Path(snapshot_download(name, allow_patterns=files))
+        except Exception as error:  # the hub's, httpx's and requests' errors have no common base
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise MachineError(
+                    f"The disk is full while fetching {name} (about 7 GB). Free some space and run this again."
+                ) from error
+            raise ModelError(f"{name} could not be fetched: {_reason(error)}. {_how_to_fetch(name)}") from error
+    _check_whole(folder, name)
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
+    if kind == "GatedRepoError":
+        return "accept its licence on its page at huggingface.co first, and log in with `hf auth login`"
+    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
+        return "there is no such model at huggingface.co, or it is private"
+    return f"{kind}, {str(error).splitlines()[0] if str(error) else 'no reason given'}".rstrip(".")
+
+
+def _how_to_fetch(name: str) -> str:
+    kinds = " ".join(f'--include "*.{kind}"' for kind in ("json", "txt", "safetensors"))
+    return f"Fetch it on a machine with a network: hf download {name} {kinds}"
+
+
+def _missing_parts(folder: Path) -> tuple[str, ...]:
+    if not (folder / "model_index.json").is_file():
+        return ("model_index.json",)
+    return tuple(part for part in parts_of(folder) if not _is_there(folder, part))
+
+
+def _is_there(folder: Path, part: str) -> bool:
+    has_config = (folder / part / _CONFIG_OF.get(part, "config.json")).is_file()
+    return has_config and (
+        part not in NETWORKS or any((folder / part).glob("*.safetensors")) or any((folder / part).glob("*.bin"))
+    )
+
+
+def _check_whole(folder: Path, name: str) -> None:
+    missing = _missing_parts(folder)
+    if missing:
+        raise ModelError(
+            f"{name} is not a complete model in the diffusers layout: {', '.join(missing)} missing in {folder}."
+        )
+
+
+def _pooled_width(folder: Path) -> int:
+    return int(part_config(folder, "text_encoder_2")["projection_dim"])
+
+
+def _time_id_count(model: str, unet: Mapping[str, Any], pooled: int) -> int:
+    """How many size numbers the UNet takes: what is left of its input beside the pooled text."""
+    count = (unet["projection_class_embeddings_input_dim"] - pooled) / unet["addition_time_embed_dim"]
+    if count not in (5, 6):
+        raise ModelError(
+            f"{model}: its UNet and its second text encoder do not belong together "
+            f"({count:g} size numbers instead of 6). Fetch the model again."
+        )
+    return int(count)

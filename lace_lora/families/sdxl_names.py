@@ -1,0 +1,92 @@
+"""How LoRA files name their tensors: ours (PEFT's names, which diffusers reads) and those of ComfyUI, A1111 and kohya.
+
+A LoRA's pair is [rank, in] (A, down) and [out, rank] (B, up).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lace_lora.errors import AdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OURS = "an SDXL LoRA in diffusers' names"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_PLACE = re.compile(r"unet\.(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?(attentions|resnets)\.(\d+)\.(.+)")
+# What a set of keys looks like, in words that a person can search for; the first that fits is named.
+_FORMATS = (
+    (r"(unet|text_encoder):\d+:(up|down)", "an SD 1.5 LoRA in the format of the early `lora` package"),
+    (r"lora_unet_(input_blocks|output_blocks|middle_block)_", "an SDXL LoRA in the names of ComfyUI, A1111 and kohya"),
+    (r"lora_(unet|te\d?)_", "a LoRA in kohya's names, for SD 1.5 or another model"),
+    (r"transformer\.|diffusion_model\.|lora_transformer_", "a LoRA for a transformer model such as Flux or SD 3.5"),
+    (r"base_model\.model\.", "a PEFT adapter for a language model"),
+    (r"unet\..*\.processor\.|unet\..*\.(lora\.down|lora_linear_layer\.down)", "a LoRA in diffusers' older names"),
+    (r".*(lokr_|hada_|oft_)", "a LyCORIS adapter (LoKr, LoHa or OFT)"),
+    (r"emb_params|clip_[lg]|string_to_param", "a textual inversion, not a LoRA"),
+)
+
+
+def format_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The format and family of a LoRA file in words, by its keys and shapes; OURS for one that we can read."""
+    strange = [name for name in shapes if not (name.startswith("unet.") and name.endswith((_A, _B)))]
+    if not shapes:
+        return "an empty file"
+    if strange:
+        found = (words for pattern, words in _FORMATS if any(re.match(pattern, name) for name in strange))
+        return next(found, f"something unknown (its first tensor is called {strange[0]!r})")
+    if any(name.startswith("unet.down_blocks.0.attentions.") for name in shapes):
+        # SDXL's first level has no attention; SD 1.5 and 2 have it there, with text 768 or 1024 wide.
+        widths = {shape[1] for name, shape in shapes.items() if name.endswith(f"attn2.to_k{_A}")}
+        return f"a LoRA for SD {'1.5' if 768 in widths else '2' if 1024 in widths else '1.5 or 2'}"
+    return OURS
+
+
+def pairs(state: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
+    """A and B of each layer, by the layer's name. Raises AdapterError for a tensor without its other half."""
+    names = {name.removesuffix(_A).removesuffix(_B) for name in state}
+    alone = sorted(name for name in names if f"{name}{_A}" not in state or f"{name}{_B}" not in state)
+    if alone:
+        raise AdapterError(
+            f"The LoRA has only one half of {alone[0]} ({len(alone)} such layers): the file is damaged. Train it again."
+        )
+    return {name: (state[f"{name}{_A}"], state[f"{name}{_B}"]) for name in sorted(names)}
+
+
+def for_tools(state: "Mapping[str, Tensor]", alpha: float, layers_per_block: int) -> "dict[str, Tensor]":
+    """The same LoRA in the names that ComfyUI, A1111 and kohya read: three tensors a layer, with its alpha.
+
+    diffusers' convert_state_dict_to_kohya is not used: it writes alpha = rank whatever alpha is.
+    """
+    renamed: dict[str, Any] = {}
+    for name, (down, up) in pairs(state).items():
+        key = "lora_unet_" + original_place(name, layers_per_block).replace(".", "_")
+        renamed |= {
+            f"{key}.lora_down.weight": down,
+            f"{key}.lora_up.weight": up,
+            f"{key}.alpha": down.new_tensor(float(alpha)),
+        }
+    if len(renamed) != 3 * len(state) // 2:
+        raise AdapterError(
+            f"{3 * len(state) // 2 - len(renamed)} tensors of the LoRA got the same name for other tools."
+        )
+    return renamed
+
+
+def original_place(name: str, layers_per_block: int) -> str:
+    """Where a module of diffusers' UNet stands in the UNet that Stability published.
+
+    unet.down_blocks.1.attentions.0.x is input_blocks.4.1.x: block 0 is the first convolution, and each level has
+    layers_per_block places and one for its halving (the way up has one place more and no halving place of its own).
+    """
+    found = _PLACE.fullmatch(name)
+    if not found:
+        raise AdapterError(f"{name} has no name for other tools; only layers inside the blocks of an SDXL UNet have.")
+    part, level, kind, layer, rest = found.groups()
+    inner = 0 if kind == "resnets" else 1
+    if part == "mid_block":
+        return f"middle_block.{2 * int(layer) + inner}.{rest}"
+    if part == "down_blocks":
+        return f"input_blocks.{1 + int(level) * (layers_per_block + 1) + int(layer)}.{inner}.{rest}"
+    return f"output_blocks.{int(level) * (layers_per_block + 1) + int(layer)}.{inner}.{rest}"

@@ -1,0 +1,204 @@
+"""What a run tells of itself: run.json with its id, state and progress, and log.jsonl with a line for every step.
+
+The id is the sha256 of the settings that decide the result and of the data: equal settings and pictures give equal ids.
+"""
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from lace_lora import __version__, checkpoint
+from lace_lora import config as settings_of
+from lace_lora.config import Config
+from lace_lora.errors import RunError
+from lace_lora.run_folder import RunFolder, runs_in
+
+# What decides the numbers that come out. Not among them: where files are, how memory is saved, the number format (auto
+# takes what the GPU has, and a run may go on on another one) and the number of steps, which may be raised to go on.
+IDENTITY = (
+    "concept_token", "resolution", "random_flip", "dataset_repeats", "pretrained_model", "rank", "alpha",
+    "lora_targets", "seed", "train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler",
+    "lr_warmup_ratio", "max_grad_norm", "min_snr_gamma", "noise_offset", "caption_dropout", "prior_loss_weight",
+)  # fmt: skip
+WITH_CLASS_PICTURES = ("class_prompt", "num_class_images")
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+WRITE_EVERY_SECONDS = 2.0  # run.json; Drive is slow with small files
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run as its run.json tells."""
+
+    name: str
+    id: str
+    state: str
+    step: int
+    total: int
+    loss: float | None
+    updated: str
+    folder: Path
+
+    def __str__(self) -> str:
+        """One line of a list."""
+        loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
+        return f"{self.name:<20} {self.state:<9} step {self.step}/{self.total}{loss}  {self.updated}  {self.id[:12]}"
+
+
+@dataclass
+class Journal:
+    """The open record of the run that is going on."""
+
+    folder: RunFolder
+    facts: dict[str, Any]
+    losses: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)  # seconds of the steps of this session
+    written_at: float = 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps that are asked for have been made."""
+        return bool(self.facts["state"] == "finished" and self.facts["step"] >= self.facts["total"])
+
+    def begin_at(self, step: int) -> None:
+        """Cut the log back to a step that is resumed from, so that no step stands in it twice."""
+        rows = [row for row in checkpoint.read_json_lines(self.folder.log) if row.get("step", 0) <= step]
+        self.losses = [row["loss"] for row in rows if "loss" in row]
+        checkpoint.write_text(self.folder.log, "".join(json.dumps(row) + "\n" for row in rows))
+        self.tell("running", step=step)
+
+    def add(self, row: dict[str, Any], total: int, peak_vram_gb: float | None) -> None:
+        """Log a step, and bring run.json up to date now and then."""
+        checkpoint.append_line(self.folder.log, json.dumps(row))
+        self.losses.append(row["loss"])
+        self.paces.append(row["seconds"])
+        if monotonic() - self.written_at < WRITE_EVERY_SECONDS and row["step"] < total:
+            return
+        self.tell(
+            "running", step=row["step"], total=total, loss=self.recent_loss(), seconds_per_step=self.seconds_a_step(),
+            eta_seconds=round(self.seconds_left(row["step"], total)), peak_vram_gb=peak_vram_gb,
+        )  # fmt: skip
+
+    def tell(self, state: str, **changes: Any) -> None:
+        """Write run.json with a new state and other changed facts."""
+        self.facts |= {"state": state, "updated": _now()} | changes
+        percent = 100 * self.facts["step"] / max(1, self.facts["total"])
+        checkpoint.write_json(self.folder.record, self.facts | {"percent": round(percent, 1)})
+        self.written_at = monotonic()
+
+    def recent_loss(self) -> float | None:
+        """Mean of the last 20 losses: single ones jump with their timestep."""
+        tail = self.losses[-20:]
+        return sum(tail) / len(tail) if tail else None
+
+    def seconds_a_step(self) -> float:
+        """The median of the last 20: a slow first step or a pause does not count."""
+        paces = sorted(self.paces[-20:])
+        return paces[len(paces) // 2] if paces else 0.0
+
+    def seconds_left(self, step: int, total: int) -> float:
+        """Seconds until the last step at the present pace."""
+        return self.seconds_a_step() * (total - step)
+
+
+def settle(asked: Config, planned: Config, folder: RunFolder) -> tuple[Config, list[str]]:
+    """The planned settings, but for those that this run began with where nobody asks for others; and a line on these.
+
+    A preset or a plan may choose otherwise in a later session, on another GPU; a run goes on as it began.
+    """
+    facts = _read(folder)
+    earlier = dict(facts.get("settings", {}))
+    if facts.get("num_train_epochs") == planned.num_train_epochs:
+        earlier["max_train_steps"] = facts["total"]
+    is_free = {name for name in earlier if name not in asked.given or getattr(asked, name) == "auto"}
+    kept = {name: earlier[name] for name in sorted(is_free) if earlier[name] != _value(planned, name)}
+    if not kept:
+        return planned, []
+    listed = ", ".join(f"{name} {value}" for name, value in kept.items())
+    return planned.with_preset(kept), [f"this run began with {listed}, and goes on so"]
+
+
+def open_run(folder: RunFolder, settings: Config, data_digest: str) -> Journal:
+    """The journal of a new run, or of the one that is there already.
+
+    Raises RunError naming the settings that differ, old and new, where the run there was begun with others.
+    """
+    wanted, earlier = _deciding(settings), _read(folder)
+    if earlier.get("step", 0) == 0:
+        earlier = {}  # nothing was learnt yet: a first try that failed binds nobody to its settings
+    if earlier:
+        _check_same(folder, earlier, wanted, data_digest)
+    text = json.dumps(wanted, sort_keys=True) + data_digest
+    begun = {"id": hashlib.sha256(text.encode()).hexdigest(), "state": "new", "step": 0, "started": _now()}
+    total = int(settings.max_train_steps)
+    kept = {name: earlier[name] for name in begun if name in earlier}
+    if total < kept.get("step", 0) and kept["state"] == "finished":
+        raise RunError(
+            f"{folder.root} has {kept['step']} steps already and max_train_steps is {total}. "
+            "Choose another run_name for a shorter training."
+        )
+    facts = begun | kept | {"run_name": folder.name, "total": total, "settings": wanted, "data_digest": data_digest}
+    rest = {"num_train_epochs": settings.num_train_epochs, "versions": versions(), "loss": earlier.get("loss")}
+    return Journal(folder, facts | rest)
+
+
+def jobs(lora_output_dir: str | Path) -> list[Job]:
+    """All runs in a folder, those changed last first; a run.json that cannot be read is passed over."""
+    found = []
+    for folder in runs_in(lora_output_dir):
+        facts = _read(folder)
+        if facts:
+            values = {name: facts.get(name) for name in ("id", "state", "step", "total", "loss", "updated")}
+            found.append(Job(name=folder.name, folder=folder.root, **values))  # type: ignore[arg-type]
+    return sorted(found, key=lambda job: job.updated, reverse=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, for adapter.json and run.json."""
+    found = {"lace_lora": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _deciding(settings: Config) -> dict[str, Any]:
+    names = IDENTITY + (WITH_CLASS_PICTURES if settings.prior_loss_weight else ())
+    return {name: _value(settings, name) for name in names}
+
+
+def _value(settings: Config, name: str) -> Any:
+    return settings.lora_alpha() if name == "alpha" else getattr(settings, name)
+
+
+def _read(folder: RunFolder) -> dict[str, Any]:
+    try:
+        facts = json.loads(folder.record.read_text(encoding="utf-8"))
+        return facts if isinstance(facts, dict) and "settings" in facts else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _check_same(folder: RunFolder, earlier: dict[str, Any], wanted: dict[str, Any], data_digest: str) -> None:
+    before = earlier["settings"]
+    changed = [f"{name} {before.get(name)} → {value}" for name, value in wanted.items() if before.get(name) != value]
+    if earlier.get("data_digest") != data_digest:
+        changed.append("the pictures or their captions")
+    if changed:
+        unknown = [name for name in before if name in settings_of.Config.model_fields and name not in wanted]
+        changed += [f"{name} no longer used" for name in unknown]
+        raise RunError(
+            f"{folder.root} holds a run that was begun differently: {', '.join(changed)}. "
+            "Choose another run_name to train anew, or put back what was changed to go on."
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,54 @@
+"""Stopping without losing work: the first Ctrl-C, stop button or SIGTERM is noted, a second one stops at once."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class Stop:
+    """Whether somebody asked to stop."""
+
+    asked: bool = False
+
+    def until(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, until somebody asks to stop."""
+        for item in items:
+            if self.asked:
+                return
+            yield item
+
+
+@contextmanager
+def on_request(say: Callable[[str], None], notice: str) -> Iterator[Stop]:
+    """Note requests to stop inside the block, saying `notice`; the work ends where it loses nothing.
+
+    An interrupt can otherwise land in the middle of a step or of a file. Outside the main thread, where Python delivers
+    no signals, nothing changes.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        try:
+            say(notice)
+        except RuntimeError:  # the signal came in the middle of another print
+            pass
+
+    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
