@@ -1,0 +1,289 @@
+"""The command line `lace-lora`: one command for each verb, and every setting as an option by its own name.
+
+Options are made from the declarations in config.py, so they cannot differ from it. Only the verbs load torch, and only
+when they are called. A user's mistake ends with one sentence on stderr and exit code 1; `--debug` shows the traceback.
+"""
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lace_lora import config as declared
+from lace_lora import options
+from lace_lora.config import Config
+from lace_lora.errors import LaceError, NotebookError, SettingsError
+
+if TYPE_CHECKING:
+    from lace_lora.estimate import Plan
+
+PROGRAM = "lace-lora"
+MODES = {"train": "train", "inference": "generate"}  # `--mode`, and the command that it stands for
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+# Newer typer carries a click of its own, older typer imports the other one: this is the class in both.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name=PROGRAM,
+    epilog=f"Every setting is an option, by the name it has in config.yaml: {PROGRAM} train --help lists them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("-", "_"),  # --max-train-steps is --max_train_steps
+    },
+)
+
+
+def door() -> None:
+    """The entry point of `lace-lora` and of `python -m lace_lora.main`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line; return 0, or 1 with a sentence on stderr, or 130 when Ctrl-C ended it."""
+    debug = "--debug" in words
+    try:
+        line = _rewritten([word for word in words if word != "--debug"])
+        code = app(args=line, prog_name=PROGRAM, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except LaceError as error:
+        return _failed(str(error), debug)
+    except UsageError as error:
+        return _failed(_usage_sentence(error, words), debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:  # nothing that we foresaw: still one sentence, and where the rest is to be had
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        return _failed(f"Something unforeseen went wrong ({reason}). Add --debug to see where.", debug)
+
+
+@app.callback()
+def _root(
+    mode: Annotated[
+        str | None, typer.Option(metavar="train|inference", help="short for the command train, or generate")
+    ] = None,
+) -> None:
+    """Photographs of lace in, a LoRA for Stable Diffusion XL and new, refined textile designs out."""
+
+
+def verb(name: str) -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
+    """Make a function of a Config a command, with `--config` and every setting as an option."""
+
+    def register(work: Callable[[Config], None]) -> Callable[[Config], None]:
+        def command(config_files: list[Path] | None, debug: bool, **given: str | list[str] | None) -> None:
+            overrides = {name: options.as_text(name, value) for name, value in given.items()}
+            work(declared.load(*(config_files or declared.found()), **overrides))
+
+        parameters = options.parameters()
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command(name, help=inspect.getdoc(work))(command)
+        return work
+
+    return register
+
+
+@verb("check")
+def check(config: Config) -> None:
+    """Look at every picture and say what is wrong with it; nothing is changed."""
+    from lace_lora import data_utils
+
+    plan = _planned(config)
+    settled = plan.config
+    print(data_utils.check_images(settled.images_dir, set(settled.image_types), int(settled.resolution)))
+
+
+@verb("annotate")
+def annotate(config: Config) -> None:
+    """Write annotations.txt: a caption for every picture; captions that are there already stay."""
+    from lace_lora import data_utils
+
+    settled = _planned(config).config
+    types = set(settled.image_types)
+    path = data_utils.create_annotations(settled.images_dir, settled.instance_prompt, types, say=print)
+    print(f"{len(data_utils.read_annotations(path))} captions in {path}")
+
+
+@verb("plan")
+def plan(config: Config) -> None:
+    """Say what will run on this machine, what it needs and how long it takes, before anything is downloaded."""
+    print(_planned(config))
+
+
+@verb("train")
+def train(config: Config) -> None:
+    """Learn the style of the pictures; called again, it goes on where it stopped."""
+    from lace_lora import train as room
+
+    _open(config)
+    adapter = room.run(config, say=_say)
+    print(adapter)
+    if not adapter.is_complete:
+        raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
+
+
+@verb("generate")
+def generate(config: Config) -> None:
+    """Draw new designs in the style that was learnt, and refine them; called again, it makes what is missing."""
+    from lace_lora import inference as room
+
+    settled = _open(config)
+    designs = room.run(config, say=_say)
+    print(f"{len(designs)} designs in {designs[0].path.parent}" if designs else "no designs yet")
+    if len(designs) < settled.num_images:
+        raise KeyboardInterrupt
+
+
+@verb("demo")
+def demo(config: Config) -> None:
+    """Run the whole job in minutes with the miniature model that ships: no GPU, no download, no photographs."""
+    from lace_lora.demo import job
+
+    page = job.run(config, _say)
+    if page.is_dir():  # stopped before there was a page to write
+        raise KeyboardInterrupt
+
+
+@verb("runs")
+def runs(config: Config) -> None:
+    """List the runs in lora_output_dir, the newest first."""
+    from lace_lora import train as room
+
+    for job in room.jobs(config.lora_output_dir):
+        print(job)
+
+
+@app.command()
+def notebooks(
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="where the notebooks go once they have run")],
+    parameters: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE", help="a setting; may be repeated")
+    ] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", metavar="FILE", help="YAML file of settings; may be repeated")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")] = False,
+) -> None:
+    """Run the numbered notebooks in order without a browser; stop at the first that fails."""
+    from lace_lora import batch
+
+    given = dict(pair.partition("=")[::2] for pair in parameters or [])
+    batch.run(output, batch.read_parameters(files or []) | given)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets that ship, each with what it is for."""
+    from lace_lora import presets as room
+
+    print("auto: chosen for this machine, and said by the command plan\nnone: no preset")
+    for name in room.names():
+        print(f"{name}: {room.read(name).about}")
+
+
+@app.command()
+def settings(
+    yaml: Annotated[bool, typer.Option("--yaml", help="as the config.yaml that ships (so without an option)")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="as the tables of documentation.md")] = False,
+) -> None:
+    """Print every setting with its default, bounds and meaning."""
+    if yaml and markdown:
+        raise SettingsError("Choose one of --yaml and --markdown.")
+    print(declared.table() if markdown else declared.shipped_yaml(), end="")
+
+
+def _open(config: Config) -> Config:
+    """Mount Drive where it is wanted, and say on stderr, in a frame, when it is the demo that will run."""
+    from lace_lora import banner, machine, presets
+
+    folders = (config.images_dir, config.lora_output_dir)
+    if machine.in_colab() and any(Path(folder).is_relative_to(config.drive_mount_path) for folder in folders):
+        print(machine.mount_drive(config.drive_mount_path)[1])
+    settled = presets.settle(config, machine.Machine.here(config.drive_mount_path, config.lora_output_dir))
+    if settled.banner:
+        print(banner.framed(settled.banner), file=sys.stderr)
+    return settled.config
+
+
+def _planned(config: Config) -> "Plan":
+    from lace_lora import estimate
+
+    _open(config)
+    return estimate.prepare(config, say=_say)
+
+
+def _say(line: str) -> None:
+    """Print what a room says, but for the banner, which stands in its frame already."""
+    from lace_lora.presets import DEMO_BANNER
+
+    if line != DEMO_BANNER:
+        print(line, flush=True)
+
+
+def _rewritten(words: list[str]) -> list[str]:
+    """The line as typer reads it: `--mode train` is the command train, and `-p name value` one option with one value.
+
+    Raises SettingsError for a mode or a command that does not exist, with the nearest one.
+    """
+    words = _with_command_for_mode(words)
+    commands = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        near = declared.nearest(words[0], commands)
+        raise SettingsError(f"No command {words[0]!r}{near} There are: {', '.join(commands)}.")
+    if words[:1] == ["notebooks"]:
+        rest = iter(words)
+        words = [part for word in rest for part in _paired(word, rest)]
+    return words or ["--help"]
+
+
+def _with_command_for_mode(words: list[str]) -> list[str]:
+    place = next((place for place, word in enumerate(words) if word.partition("=")[0] == "--mode"), None)
+    if place is None or not words[0].startswith("-"):
+        return words
+    _, equals, mode = words[place].partition("=")
+    after = place + 1 if equals else place + 2
+    mode = mode if equals else "".join(words[place + 1 : after])
+    if mode not in MODES:
+        raise SettingsError(f"--mode is {mode!r} but must be train or inference.")
+    return [MODES[mode], *words[:place], *words[after:]]
+
+
+def _paired(word: str, rest: Iterator[str]) -> list[str]:
+    """`-p name value`, as papermill writes it, as `-p name=value`; every other word as it is."""
+    if word not in ("-p", "--parameter"):
+        return [word]
+    name = next(rest, None)
+    value = next(rest, None) if name and "=" not in name else ""
+    if name is None or value is None:
+        raise NotebookError(f"{word} needs a name and a value, such as: {word} max_train_steps 20")
+    return [word, name if "=" in name else f"{name}={value}"]
+
+
+def _usage_sentence(error: Exception, words: Sequence[str]) -> str:
+    """What was wrong with the line, the nearest option, and where the options are listed."""
+    line = " ".join([PROGRAM, *(word for word in words[:1] if not word.startswith("-"))])
+    said = getattr(error, "format_message", error.__str__)().rstrip(".")
+    option, context = str(getattr(error, "option_name", "")), getattr(error, "ctx", None)
+    if type(error).__name__ == "NoSuchOption" and context:
+        known = [name for parameter in context.command.params for name in parameter.opts]
+        name = f"--{option.lstrip('-').replace('-', '_')}" if option.startswith("--") else option
+        said = f"no option {option}{declared.nearest(name, known)}".rstrip(".")
+    elif type(error).__name__ == "BadOptionUsage":
+        said = f"{option} needs a value"
+    return f"{line}: {said}{'' if said.endswith('?') else '.'} ({line} --help lists the options.)"
+
+
+def _failed(sentence: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(sentence, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    door()

@@ -1,0 +1,110 @@
+"""What a notebook's cells need around the verbs: errors as sentences, banners, tables, pictures, and who is there."""
+
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from IPython import get_ipython
+from IPython.display import display
+
+from lace_lora import machine
+from lace_lora.banner import boxed, framed
+from lace_lora.errors import LaceError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURE_WIDTH_PX = 900  # of a picture shown in a cell; the file on the disk keeps its size
+JPEG_QUALITY = 80
+TICK, CROSS = "✓", "✗"
+
+
+def has_front_end() -> bool:
+    """Whether somebody's front-end draws widgets; papermill and nbval run cells that may not ask for input."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(getattr(kernel, "_allow_stdin", False))
+
+
+def mount_drive(drive_mount_path: str) -> str:
+    """Mount Google Drive in Colab and return a sentence about it; Colab's consent is asked for only of a person.
+
+    Raises MachineError with what to do when Colab refuses.
+    """
+    if not machine.in_colab():
+        return "This is not Colab, so there is no Drive to mount: the folders above are taken as they stand."
+    if not has_front_end() and not machine.drive_is_mounted(drive_mount_path):
+        return f"Nobody is here to allow access to Drive, so it is not mounted at {drive_mount_path}."
+    return machine.mount_drive(drive_mount_path)[1]
+
+
+class Page:
+    """The notebook as a page that is written on: a text of several lines that stands there is not said again."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, text: str) -> None:
+        """Print a text; not a second time the plan, which verbs repeat and which was read before they were begun."""
+        if text not in self._said:
+            print(text, flush=True)
+        if "\n" in text:
+            self._said.add(text)
+
+    def banner(self, text: str) -> None:
+        """Show a notice in a coloured box (framed lines where no HTML is drawn); an empty one shows nothing."""
+        self._said.add(text)
+        if text:
+            display({"text/html": boxed(text), "text/plain": framed(text)}, raw=True)
+
+    def checks(self, rows: Sequence[tuple[str, str, bool, str]]) -> None:
+        """Show rows of (name, found, is good, advice): a tick, or a cross with what to do."""
+        names, finds = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+        lines = [
+            f"{TICK if good else CROSS} {name:<{names}}  {found:<{finds}}  {advice}".rstrip()
+            for name, found, good, advice in rows
+        ]
+        cells = "".join(
+            f"<tr><td style='color:{'#2f855a' if good else '#c53030'};font-size:1.2em'>{TICK if good else CROSS}</td>"
+            + "".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in (name, found, advice))
+            + "</tr>"
+            for name, found, good, advice in rows
+        )
+        display({"text/html": f"<table>{cells}</table>", "text/plain": "\n".join(lines)}, raw=True)
+
+    def picture(self, picture: "Path | Image", about: str) -> None:
+        """Show a picture or a file at a size that keeps the notebook small; what it is and its own size are text."""
+        from PIL import Image
+
+        if isinstance(picture, Path):
+            with Image.open(picture) as opened:
+                shown = opened.convert("RGB")
+        else:
+            shown = picture.convert("RGB")
+        text = f"{about}: {shown.width} × {shown.height} px"
+        shown.thumbnail((PICTURE_WIDTH_PX, 3 * PICTURE_WIDTH_PX))
+        buffer = io.BytesIO()
+        shown.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        display({"image/jpeg": buffer.getvalue(), "text/plain": text}, raw=True)
+
+
+def open_page(debug: bool = False) -> Page:
+    """Begin a notebook. From here a LaceError shows as its sentence, without the traceback.
+
+    The cell still fails, so papermill stops too. `open_page(debug=True)` gives the tracebacks back.
+    """
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((), None) if debug else shell.set_custom_exc((LaceError,), _show_sentence)
+    return Page()
+
+
+def _show_sentence(
+    shell: Any, kind: type[BaseException], error: Any, trace: TracebackType | None, tb_offset: int | None = None
+) -> list[str]:
+    """IPython asks an error how to draw its traceback; this one answers with its sentence alone."""
+    error._render_traceback_ = lambda: [str(error)]
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+    return [str(error)]

@@ -1,0 +1,56 @@
+"""Every setting as an option of a command, made from its declaration: names, units, bounds, defaults, groups."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from lace_lora import config as declared
+
+
+def parameters() -> list[inspect.Parameter]:
+    """`--config`, `--debug` and one option a setting, in the order and groups of the declarations."""
+    files = typer.Option("--config", metavar="FILE", help="settings file, else config.yaml here; repeated, later wins")
+    debug = typer.Option("--debug", help="show the whole traceback of an error")
+    found = [_parameter("config_files", list[Path] | None, files), _parameter("debug", bool, debug, default=False)]
+    for group, title in declared.GROUPS.items():
+        for name, field in declared.fields_of(group):
+            option = typer.Option(f"--{name}", metavar=_metavar(field), help=_help(field), rich_help_panel=title)
+            found.append(_parameter(name, list[str] | None if _is_list(field) else str | None, option))
+    return found
+
+
+def as_text(name: str, value: str | list[str] | None) -> str | None:
+    """An option's value as one text, which config.load turns into the setting's kind; None where it was not given."""
+    if isinstance(value, list):
+        return ("\n" if name == "prompts" else ",").join(value) or None
+    return value
+
+
+def _parameter(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return isinstance(field.default, tuple)
+
+
+def _metavar(field: FieldInfo) -> str:
+    """What stands for the value in --help: true|false, the choices, the unit, or the kind."""
+    choices, bounds = declared.choices_of(field), declared.bounds_of(field)
+    if isinstance(field.default, bool):
+        return "true|false"
+    if choices and not bounds:
+        return "|".join(choices)
+    return declared.unit_of(field).upper() or ("NUMBER" if {"ge", "gt"} & bounds.keys() else "TEXT")
+
+
+def _help(field: FieldInfo) -> str:
+    """Meaning, unit, bounds and default of a setting; in round brackets, since --help takes square ones for markup."""
+    default = ", ".join(field.default) if _is_list(field) else field.default
+    default = str(default).lower() if isinstance(default, bool) else default
+    notes = [declared.unit_of(field), declared.bounds_text(field), "may be repeated" if _is_list(field) else ""]
+    notes.append(f"default {'empty' if default in (None, '') else str(default)}")
+    return f"{field.description} ({'; '.join(note for note in notes if note)})"

@@ -1,0 +1,238 @@
+"""The notebooks as files (short cells, plain words, outputs that can be compared), and the stop button in a kernel."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from jupyter_client.manager import start_new_kernel
+from nbval.plugin import get_sanitize_patterns
+
+from lace_lora import batch, install
+from lace_lora.config import Config
+from tests.generated import ROOT
+
+PATHS = sorted((ROOT / "notebooks").glob(batch.PATTERN))
+BOOKS = {path.name: nbformat.read(path, 4) for path in PATHS}
+# Each tells which one to open next.
+NEXT = dict(zip(list(BOOKS)[:-1], list(BOOKS)[1:], strict=True))
+
+every_notebook = pytest.mark.parametrize("name", BOOKS)
+
+
+def code_of(book):
+    """The code cells of a notebook."""
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def parameters_of(book):
+    """The one cell that papermill replaces values of."""
+    (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def texts(cell):
+    """Every text that a cell shows."""
+    for output in cell.outputs:
+        yield output.get("text", "")
+        yield from (value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
+
+
+def test_there_are_four_numbered_from_one():
+    assert list(BOOKS) == ["01_set_up.ipynb", "02_annotate.ipynb", "03_train.ipynb", "04_generate.ipynb"]
+
+
+@every_notebook
+def test_it_is_a_valid_notebook_with_an_id_for_each_cell(name):
+    nbformat.validate(BOOKS[name])
+    ids = [cell.id for cell in BOOKS[name].cells]
+    assert len(set(ids)) == len(ids)
+
+
+@every_notebook
+def test_it_begins_with_its_badge_and_a_title(name):
+    """The address of the badge is declared once, in install.py; a badge that differs is mended by hand."""
+    first = BOOKS[name].cells[0].source.splitlines()
+    assert first[0] == install.badge(name)
+    assert first[2].startswith(f"# {int(name[:2])} · ")
+
+
+@every_notebook
+def test_cells_are_few_and_short_and_decide_nothing(name):
+    code = code_of(BOOKS[name])
+    assert len(code) <= 12
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 15, cell.source
+        assert max(map(len, cell.source.splitlines())) <= 120
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While | ast.For)]
+        if cell is not code[0]:
+            assert not [node for node in nodes if isinstance(node, ast.If | ast.Try)], "a cell decides something"
+            assert not re.search(r"^\s*[!%]|input\(", cell.source, re.M)
+
+
+@every_notebook
+def test_prose_stands_above_each_cell(name):
+    cells = BOOKS[name].cells
+    for above, cell in zip(cells, cells[1:], strict=False):
+        if cell.cell_type == "code":
+            assert above.cell_type == "markdown" and len(above.source) > 60
+    assert cells[-1].cell_type == "markdown" and cells[-1].source.startswith("## Next")
+    if name in NEXT:
+        assert f"**{NEXT[name]}**" in cells[-1].source
+
+
+@every_notebook
+def test_colab_hides_the_code_behind_its_title(name):
+    for cell in code_of(BOOKS[name]):
+        if cell is not parameters_of(BOOKS[name]):
+            assert cell.source.startswith("#@title ") and cell.metadata["cellView"] == "form"
+
+
+@every_notebook
+def test_parameters_are_settings_and_plain_literals(name):
+    cell = parameters_of(BOOKS[name])
+    assert cell is code_of(BOOKS[name])[1]
+    for line in ast.parse(cell.source).body:
+        assert isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+        assert line.targets[0].id in Config.model_fields
+        assert ast.literal_eval(line.value) is None  # None: as config.yaml, or the plan, says
+    later = "\n".join(cell.source for cell in code_of(BOOKS[name])[2:])
+    for parameter in batch.parameters_of(ROOT / "notebooks" / name):
+        assert f"{parameter}={parameter}" in later, f"{parameter} has no effect"
+
+
+def test_the_install_cell_is_the_same_everywhere_and_never_upgrades():
+    (cell,) = {code_of(book)[0].source for book in BOOKS.values()}
+    assert "lace_lora.install.missing()" in cell and "--no-deps" in cell
+    assert not re.search(r"-U\b|--upgrade|--force|torch", cell)
+
+
+@pytest.mark.parametrize("place", ["checkout", "notebooks"])
+def test_the_install_cell_finds_the_checkout_it_lies_in(place, tmp_path):
+    """With no package installed: `python -S` sees none, and the cell's own last line is put off."""
+    cell = code_of(BOOKS["01_set_up.ipynb"])[0].source.replace(
+        "lace_lora.install.missing()", "print(lace_lora.__file__)"
+    )
+    folder = ROOT / "notebooks" if place == "notebooks" else ROOT
+    done = subprocess.run([sys.executable, "-S", "-c", cell], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / "lace_lora" / "__init__.py"), done.stderr
+    done = subprocess.run([sys.executable, "-S", "-c", cell], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Copy the file lace_lora-….whl to the top of your Drive" in done.stderr
+
+
+@every_notebook
+def test_it_is_stored_as_it_ran(name):
+    """nbval runs a cell without an execution_count but does not compare it: a false green."""
+    assert [cell.execution_count for cell in code_of(BOOKS[name])] == list(range(1, len(code_of(BOOKS[name])) + 1))
+    assert not [output for cell in code_of(BOOKS[name]) for output in cell.outputs if output.output_type == "error"]
+    assert all(cell.outputs for cell in code_of(BOOKS[name]) if cell is not parameters_of(BOOKS[name]))
+
+
+@every_notebook
+def test_outputs_are_small_and_carry_nothing_of_a_machine_or_of_dead_widgets(name):
+    book, whole = BOOKS[name], (ROOT / "notebooks" / name).read_text(encoding="utf-8")
+    assert len(whole) < 200_000
+    assert "widgets" not in book.metadata and "papermill" not in book.metadata
+    assert "application/vnd.jupyter.widget-view+json" not in whole
+    assert not re.search(r"(?<![\w.])/(home|root|work|Users|tmp)/\w+|hf_\w{20}", whole)
+    assert all(len(text.splitlines()) <= 60 for cell in code_of(book) for text in texts(cell))
+
+
+# What a wrong result would change, in each notebook's compared outputs.
+CHECKED = {
+    "01_set_up.ipynb": r"✓ photographs .*\n✓ results ",
+    "02_annotate.ipynb": r"120 usable(.|\n)*120 captions in demo_output/pictures/annotations.txt",
+    "03_train.ipynb": r"step 6/6  loss \d\.\d(.|\n)*rank, alpha +16, 16 \(\d+ layers",
+    "04_generate.ipynb": r"refined_output_003.png  seed 3 (.|\n)*crispness: 0\.\d\d\d unrefined, 0\.\d\d\d refined",
+}
+
+
+def sanitized(text):
+    """A text as nbval compares it."""
+    for pattern, instead in get_sanitize_patterns((ROOT / "tests/nbval_sanitize.cfg").read_text(encoding="utf-8")):
+        text = re.sub(pattern, instead, text)
+    return text
+
+
+@every_notebook
+def test_something_is_compared_that_a_wrong_result_would_change(name):
+    whole = "\n".join(text for cell in code_of(BOOKS[name]) for text in texts(cell))
+    assert re.search(CHECKED[name], whole)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("step 2/6  loss 0.264  0.6 s each  2 s left", "step 2/6  loss 0.2639  1.1 s each  14 min left"),
+        ("✓ memory        23.5 GB, 21.8 GB free", "✗ memory        2.0 GB, 1 GB free  Close other programs."),
+        ("✓ torch         2.13.0+cpu", "✓ torch         2.9.1"),
+        ("crispness: 0.046 unrefined, 0.049 refined", "crispness: 0.047 unrefined, 0.048 refined"),
+        ("machine     CPU, 2 cores", "machine     CPU, 16 cores"),
+    ],
+)
+def test_what_differs_between_two_right_runs_is_not_compared(one, other):
+    assert sanitized(one) == sanitized(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("step 2/6  loss 0.264", "step 2/6  loss 0.364"),
+        ("step 2/6  loss 0.264", "step 2/5  loss 0.264"),
+        ("✓ torch         2.13.0+cpu", "✗ torch         2.13.0+cpu"),
+        ("✓ photographs   120 in x", "✗ photographs   120 in x"),
+        ("crispness: 0.046 unrefined, 0.049 refined", "crispness: 0.146 unrefined, 0.049 refined"),
+        ("120 captions in x", "119 captions in x"),
+        ("rank, alpha    16, 16", "rank, alpha    16, 8"),
+    ],
+)
+def test_what_a_wrong_result_would_change_is_compared(one, other):
+    assert sanitized(one) != sanitized(other)
+
+
+# -- the stop button --
+
+
+def run_cell(client, code, stop_at="", kernel=None):
+    """Run code as a front-end that draws widgets does; press stop once progress matches; return status and output."""
+    client.execute(code, allow_stdin=True)
+    said, pressed = [], False
+    while True:
+        message = client.get_iopub_msg(timeout=120)
+        content = message["content"]
+        if message["msg_type"] == "status" and content["execution_state"] == "idle":
+            break
+        said.append(content.get("text") or str(content.get("data") or content.get("evalue") or ""))
+        if stop_at and not pressed and re.search(stop_at, said[-1]):
+            kernel.interrupt_kernel()
+            pressed = True
+    return client.get_shell_msg(timeout=120)["content"]["status"], "\n".join(said)
+
+
+@pytest.mark.slow
+def test_stop_finishes_the_step_and_saves_and_running_the_cell_again_goes_on(tmp_path):
+    """L14: in a kernel whose front-end draws widgets; the stop is the front-end's own interrupt."""
+    cells = code_of(BOOKS["03_train.ipynb"])
+    short = "preset = 'demo'; max_train_steps = 40; num_class_images = 2; prior_loss_weight = 0.0"
+    kernel, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    try:
+        for code in (cells[0].source, f"{cells[1].source}\n{short}", cells[2].source, cells[3].source):
+            status, said = run_cell(client, code)
+            assert status == "ok", said
+        assert "application/vnd.jupyter.widget-view+json" in said  # the form is drawn
+        status, said = run_cell(client, cells[4].source, stop_at=r"step [4-9]/40", kernel=kernel)
+        assert status == "ok" and re.search(r"Stopped at step \d+ of 40", said), said[-2000:]
+        stopped = int(re.search(r"Stopped at step (\d+)", said)[1])
+        assert (tmp_path / f"demo_output/demo/checkpoints/step-{stopped:06d}").is_dir()
+        status, said = run_cell(client, cells[4].source)
+        assert status == "ok" and f"after step {stopped}" in said and "not finished" not in said, said[-2000:]
+        status, said = run_cell(client, "page.say(f'{adapter.facts.step} steps')")
+        assert (status, "40 steps" in said) == ("ok", True)
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+        time.sleep(0.1)
