@@ -63,7 +63,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     """Every setting of a run, frozen. A changed copy is `config.model_copy(update={"rank": 8})`, validated again."""
 
     # fmt: off
-    preset: str = setting("auto", "where", "a named set of settings: auto (chosen for this machine), none, or a name that lace-lora presets lists")
+    preset: str = setting("auto", "where", "a named set of settings: auto (chosen for this machine), none, or a name that `lace-lora presets` lists")
     drive_mount_path: str = setting("/content/drive", "where", "where Google Drive is mounted in Colab")
     images_dir: str = setting("/content/drive/MyDrive/babanne-images", "where", "folder with your photographs")
     lora_output_dir: str = setting("/content/drive/MyDrive/lora_output", "where", "folder in which every run gets a folder of its own")
@@ -222,7 +222,8 @@ def table() -> str:
         lines += [f"### {title}", "", "| setting | default | unit, bounds | what it does |", "|---|---|---|---|"]
         for name, field in fields_of(group):
             note = ", ".join(part for part in (unit_of(field), bounds_text(field)) if part)
-            lines.append(f"| `{name}` | `{_scalar(field.default)}` | {note} | {field.description} |")
+            default = f"`{_scalar(field.default)}`" if field.default not in (None, ()) else "empty"
+            lines.append(f"| `{name}` | {default} | {note} | {field.description} |")
         lines.append("")
     return "\n".join(lines)
 

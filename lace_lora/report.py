@@ -16,7 +16,8 @@ from lace_lora.run_folder import RunFolder, SheetFolder
 WIDEST_PX = 1600  # pictures on the page are shrunk to this, so that the page stays small enough to mail
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #23201c; --paper: #fbf8f2; --line: #d9d0c1; --soft: #6f675b; --accent: #7a3b3b }
+:root { color-scheme: light dark; --ink: #23201c; --paper: #fbf8f2; --line: #d9d0c1; --soft: #6f675b;
+  --accent: #7a3b3b }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #eee7db; --paper: #1d1b19; --line: #46413a; --soft: #a79d8d; --accent: #d8a1a1 } }
 body { font: 16px/1.55 Georgia, "Times New Roman", serif; color: var(--ink); background: var(--paper);

@@ -5,8 +5,8 @@ Whatever cuts a run off, the same call goes on from the last checkpoint and ends
 
 import hashlib
 import json
-import shutil
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

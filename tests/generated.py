@@ -10,7 +10,7 @@ from lace_lora import config, presets
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lace_lora"
 
-# Rooms by level; a room imports only from lower levels. A folder is one room, but for the demo's job and builder, which are verbs.
+# Rooms by level; a room imports only from lower levels. A folder is one room, but for the demo's job and builder.
 LEVELS = {
     "__init__": 0,
     "errors": 0,
