@@ -58,13 +58,16 @@ def run(config: Config, say: Say = print) -> Path:
     if not adapter.is_complete:
         return folder.root  # stopped by the person: the sentence is said, and the next call goes on
     designs = inference.run(config, say=say)
+    if len(designs) < settings.num_images:
+        return folder.root
 
     # What was learnt.
     say("Measuring what was learnt, on lace that was never shown …")
     scores = measure(settings, designs, say)
     checkpoint.write_json(folder.scores, scores)
     for score in scores["scores"]:
-        say(f"{score['name']:<44}{score['value']:>6.2f} ± {score['spread']:.2f}")
+        spread = "" if score["spread"] is None else f" ± {score['spread']:.2f}"
+        say(f"{score['name']:<46}{score['value']:>6.2f}{spread}")
     say(scores["verdict"])
     page = report.write(folder)
     say(f"{len(designs)} designs in {designs[0].path.parent}, in {(time.perf_counter() - began) / 60:.1f} min.")
@@ -130,7 +133,7 @@ def _strip(settings: Config, with_token: Drawn, without: Drawn) -> None:
 
 
 def _entry(name: str, score: evaluate.Score, means: str) -> dict[str, Any]:
-    return {"name": name, "value": score.value, "spread": score.spread, "means": means}
+    return {"name": name, "value": score.value, "spread": score.spread if score.count > 1 else None, "means": means}
 
 
 def _open(path: Path) -> Image.Image:
