@@ -56,9 +56,8 @@ def checked(parameters: Mapping[str, Any], known: Mapping[Path, set[str]]) -> di
     everywhere = set().union(*known.values())
     for name in parameters:
         if name not in everywhere:
-            near = declared.nearest(name, sorted(everywhere))
             raise NotebookError(
-                f"{name} is a setting, but no notebook takes it as a parameter{near} "
+                f"{name} is a setting, but no notebook takes it as a parameter. "
                 "Write it into config.yaml, which the notebooks read, "
                 f"or choose one of: {', '.join(sorted(everywhere))}."
             )

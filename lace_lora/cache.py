@@ -138,6 +138,11 @@ def build(
     return Cache(samples, {key: file.entries[key] for key in wanted}, text_key)
 
 
+def in_order(examples: Iterable[Example]) -> list[Example]:
+    """Examples by content and caption: chance is drawn by place, so a renamed file must not change its place."""
+    return sorted(examples, key=lambda one: (_digest_of(one.path), one.caption))
+
+
 def data_digest(examples: Iterable[Example]) -> str:
     """sha256 (hex) of the pictures' contents and captions, whatever their folder or order."""
     rows = sorted(f"{_digest_of(example.path)}\t{example.caption}" for example in examples)

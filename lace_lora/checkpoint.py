@@ -129,10 +129,16 @@ def newest(parent: Path) -> tuple[Path | None, list[str]]:
     return None, notes
 
 
-def prune(parent: Path, keep: int) -> list[Path]:
-    """Delete all but the newest `keep` complete folders; what is not complete does not count and stays for a look."""
-    complete = [folder for folder in numbered(parent) if (folder / MARKER).is_file()]
-    dropped = complete[:-keep] if keep else complete
+def prune(parent: Path, keep: int, written: Path) -> list[Path]:
+    """Delete all but the newest `keep` complete folders, and those numbered above `written`, the one just saved.
+
+    Such folders were passed over as damaged when their work was begun again; counted by their numbers they would
+    outlive the good ones. What has no marker does not count and stays for a look.
+    """
+    found = numbered(parent)
+    stale = found[found.index(written) + 1 :] if written in found else []
+    complete = [folder for folder in found if (folder / MARKER).is_file() and folder not in stale]
+    dropped = complete[:-keep] + stale
     for folder in dropped:
         shutil.rmtree(folder, ignore_errors=True)
     return dropped

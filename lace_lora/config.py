@@ -35,6 +35,8 @@ USER_KEYS = (
     "learning_rate",
     "max_train_steps",
 )
+# Where notebooks look for settings in Drive, below the folder that it is mounted at.
+DRIVE_FILE = "MyDrive/lace_lora/config.yaml"
 # JSON schema's names of bounds, and pydantic's.
 SCHEMA_BOUNDS = {
     "minimum": "ge",
@@ -185,9 +187,18 @@ def load(*paths: str | Path, **overrides: Any) -> Config:
     return _marked(config, frozenset(given))
 
 
-def found() -> list[Path]:
-    """The config.yaml of this folder, or of the one above (notebooks lie in a folder of their own); none gives []."""
-    return [path for path in (Path("config.yaml"), Path("..") / "config.yaml") if path.is_file()][:1]
+def found(drive_mount_path: str | None = None) -> list[Path]:
+    """The settings file to read without being told one, or [] where there is none.
+
+    A command looks into its own folder. A notebook, which says where Drive is mounted, looks there too, into
+    MyDrive/lace_lora, and last into the project's folder above, when it lies in a checkout.
+    """
+    places = [Path("config.yaml")]
+    if drive_mount_path is not None:
+        places.append(Path(drive_mount_path) / DRIVE_FILE)
+        if Path("../lace_lora/config.py").is_file():
+            places.append(Path("../config.yaml"))
+    return [path for path in places if path.is_file()][:1]
 
 
 def to_yaml(config: Config) -> str:
@@ -291,7 +302,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} holds a {type(values).__name__}, not settings. Each line must read `name: value`.")
     for name in values:
         if name not in Config.model_fields:
-            raise SettingsError(f"{path.name}: no setting called {name!r}{nearest(str(name), Config.model_fields)}")
+            raise SettingsError(f"{path}: no setting called {name!r}{nearest(str(name), Config.model_fields)}")
     return values
 
 

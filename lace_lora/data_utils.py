@@ -290,7 +290,10 @@ def create_annotations(
     chosen = {name: given.get(name) or earlier.get(name) or prompt.strip() for name in names}
     kept = [name for name in names if chosen[name] == earlier.get(name) and chosen[name] != prompt.strip()]
     if kept:
-        say(f"kept {len(kept)} captions that {own.name} already had; overwrite gives these pictures the prompt too")
+        say(
+            f"kept {len(kept)} captions that {own.name} already had. To give these pictures the prompt too: "
+            f"lace-lora annotate --overwrite, or delete {own.name} and annotate again"
+        )
     _write_keeping_earlier(target, "".join(f"{name}\t{caption}\n" for name, caption in chosen.items()), say)
     return target
 
@@ -302,7 +305,10 @@ def _earlier_captions(folder: Path, file: Path, names: list[str], say: Callable[
     rows, problems = parse(file)
     examples, wrong, gone = to_examples(folder, rows)
     if problems + wrong:
-        advice = f"Correct these lines; or annotate with overwrite, which keeps this file as {file.name}.bak."
+        advice = (
+            f"Correct these lines; or give every picture the prompt: lace-lora annotate --overwrite, which keeps this "
+            f"file as {file.name}.bak, or rename the file and annotate again."
+        )
         raise complaint(file, problems + wrong, advice)
     captions = {_name(folder, example): example.caption for example in examples if example.caption}
     if lost := len(gone) + len(set(captions).difference(names)):

@@ -22,13 +22,16 @@ UNET_PARAMETERS = 2567.5e6
 FORWARD_LINEAR, FORWARD_SQUARE = 6.23, 0.53
 # Forward and backward of a LoRA step against one forward, counted at 1024²: 14.2 and 19.3 of 6.76 TFLOP.
 STEP_OVER_FORWARD = {"none": 2.10, "full": 2.86}
-# GiB of activations kept for the backward pass at 1024², one picture, half precision; they grow with the area.
-ACTIVATIONS_GIB = {"none": 5.38, "full": 0.52}
+# GiB of activations kept for the backward pass at 1024², one picture, base in half precision; they grow with the area.
+# The LoRA computes in fp32, so each of its layers also keeps an fp32 copy of its input: 1.66 GiB for attention.
+ACTIVATIONS_GIB = {"attention": 5.38 + 1.66, "attention+ff": 5.38 + 3.68}
+ACTIVATIONS_CHECKPOINTED_GIB = 0.52
+SPARE = 0.95  # part of the GPU's memory that can be used; the rest is lost between blocks of different sizes
 LORA_PARAMETERS_A_RANK = {"attention": 1_451_520, "attention+ff": 2_616_320}
 CUDA_GIB = 0.5  # context and workspace
 # Effective TFLOP a second in half precision. All are estimates from user reports, none is measured by us.
 GPU_TFLOPS = {"T4": 9.0, "L4": 40.0, "A100": 120.0, "H100": 250.0, "V100": 40.0, "3090": 40.0, "4090": 90.0}
-DEMO_SECONDS_A_PICTURE = 0.05  # of a training step on one core; see benchmarks/results/demo.md
+DEMO_SECONDS_A_PICTURE = 0.05  # of a training step on a laptop's CPU; an estimate
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether training fits on this machine's GPU (a CPU has no such limit here)."""
-        return self.machine.gpu_name is None or self.vram_gb <= self.machine.vram_gb
+        return self.machine.gpu_name is None or self.vram_gb <= self.machine.vram_gb * SPARE
 
     @property
     def epochs(self) -> float:
@@ -83,7 +86,7 @@ class Plan:
         ]
         lines = [f"{name:<12}{value}" for name, value in rows]
         lines += [f"  {choice.setting} = {choice.value}: {choice.why}" for choice in self.choices if choice.why]
-        plain = [f"{choice.setting} {choice.value}" for choice in self.choices if not choice.why]
+        plain = [f"{choice.setting} {_short(choice.value)}" for choice in self.choices if not choice.why]
         lines += [f"  preset {self.preset} also sets {', '.join(plain)}"] if plain else []
         return "\n".join(lines + [f"! {warning}" for warning in self.warnings])
 
@@ -96,7 +99,9 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
     machine = machine or Machine.here(config.drive_mount_path, config.lora_output_dir)
     settled = presets.settle(config, machine)
     settings = settled.config
-    if settled.preset == "demo" and not Path(settings.images_dir).exists():
+    # Only into the demo's own folder, and again where a cut left it half: annotations.txt is written last.
+    is_ours = settled.preset == "demo" and "images_dir" not in config.overridden
+    if is_ours and not (Path(settings.images_dir) / "annotations.txt").is_file():
         from lace_lora.demo.draw import write_lace_folder
 
         say(f"Drawing the demo's pictures of lace into {settings.images_dir} …")
@@ -104,6 +109,16 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
     return plan(settled, machine, len(list_images(settings.images_dir, set(settings.image_types))))
+
+
+def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:
+    """The plan once more, for settings that a run keeps from its first session, maybe on another GPU.
+
+    gradient_checkpointing  as it was asked for: auto is chosen anew, for what really runs here
+    """
+    free = settings.with_preset({"gradient_checkpointing": gradient_checkpointing})
+    settled = presets.Settled(free, earlier.preset, earlier.preset_why, {}, earlier.banner)
+    return plan(settled, earlier.machine, earlier.pictures)
 
 
 def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
@@ -123,7 +138,7 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
     choose("train_batch_size", 1, "the least memory; accumulation makes up for it")
     batch = int(config.train_batch_size)
     choose("gradient_accumulation_steps", max(1, 4 // batch), "four pictures an update make its direction steady")
-    limit = machine.vram_gb - CUDA_GIB
+    limit = machine.vram_gb * SPARE - CUDA_GIB
     needs_less = bool(machine.gpu_name) and training_gib(config, precision, "none") > limit
     why = "activations would not fit beside the model" if needs_less else "it fits without, and is faster"
     choose("gradient_checkpointing", "full" if needs_less else "none", why)
@@ -151,7 +166,8 @@ def training_gib(config: Config, precision: str, checkpointing: str) -> float:
     width = 4 if precision == "fp32" else 2
     weights = UNET_PARAMETERS * width
     adapter = LORA_PARAMETERS_A_RANK[config.lora_targets] * config.rank * 4 * 4
-    activations = ACTIVATIONS_GIB[checkpointing] * _area(config) * int(config.train_batch_size) * width / 2
+    kept = ACTIVATIONS_GIB[config.lora_targets] if checkpointing == "none" else ACTIVATIONS_CHECKPOINTED_GIB
+    activations = kept * _area(config) * int(config.train_batch_size) * width / 2
     return (weights + adapter) / GIB + activations
 
 
@@ -169,9 +185,16 @@ def training_minutes(config: Config, machine: Machine) -> float | None:
     return pictures * classes * forward * STEP_OVER_FORWARD[str(config.gradient_checkpointing)] / speed / 60
 
 
+def _short(value: object) -> str:
+    """A value in few words: a list as its items, or as their number where they are many."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return " ".join(map(str, value)) if len(value) <= 2 else f"({len(value)} of them)"
+
+
 def _warnings(config: Config, machine: Machine, vram: float) -> tuple[str, ...]:
     warnings = []
-    if machine.gpu_name and vram > machine.vram_gb:
+    if machine.gpu_name and vram > machine.vram_gb * SPARE:
         warnings.append(
             f"Training needs {vram:.1f} GB and {machine.gpu_name} has {machine.vram_gb:.1f} GB. "
             "Next to try: train_batch_size 1, gradient_checkpointing full, or resolution 768."

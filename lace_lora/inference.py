@@ -19,6 +19,7 @@ from lace_lora import adapter as adapters
 from lace_lora import journal, presets, queries, sheet, stages, stopping
 from lace_lora.config import Config
 from lace_lora.errors import ModelError, RunError
+from lace_lora.families import folders
 from lace_lora.families import sdxl as family
 from lace_lora.families.folders import identity
 from lace_lora.machine import Machine
@@ -76,6 +77,8 @@ def run(config: Config, *, say: Say = print, show: Callable[[Generation], None] 
     job = prepare(settled.config, machine, say)
     finished = sheet.read_finished(job.folder, job.pictures)
     missing = len(job.pictures) - len(finished)
+    if missing:  # the page of a run that was stopped, which must not be taken for that of the whole sheet
+        job.folder.contact_sheet.unlink(missing_ok=True)
     say(f"sheet     {job.folder.root}: {len(job.pictures)} pictures, {missing} to make")
 
     # Every stage for all that is missing, a group of batches at a time.
@@ -92,6 +95,8 @@ def run(config: Config, *, say: Say = print, show: Callable[[Generation], None] 
     # The sheet as a whole.
     done = [finished[index] for index in sorted(finished)]
     if len(done) < len(job.pictures):
+        if done:
+            sheet.write_contact_sheet(job.folder, done)
         say(f"Stopped with {len(done)} of {len(job.pictures)} pictures finished. Run the same again to go on.")
     elif missing or not job.folder.contact_sheet.is_file():
         sheet.close(job.folder, done)
@@ -151,6 +156,9 @@ def prepare(config: Config, machine: Machine, say: Say = print) -> Job:
     """
     run = RunFolder.of(config)
     lora = adapters.load(run.root)
+    refiners = [config.refiner_model] if config.refine != "none" else []
+    for line in [line for model in (lora.facts.base_model, *refiners) for line in folders.fetch_notice(model)]:
+        say(line)
     base_model = _base_model(config, lora, say)
     refining, refiner_model = _refining(config, base_model)
     precision, why = machine.precision(config.mixed_precision)

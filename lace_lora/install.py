@@ -79,8 +79,8 @@ def missing(say: Callable[[str], None] = print) -> None:
         here = ", ".join(f"{need.name} {need.found}" for need in old)
         wanted = " ".join(f'"{need.requirement}"' for need in old)
         raise MachineError(
-            f"Too old here: {here}. Nothing was changed. To replace it, type: pip install {wanted} "
-            "and restart the session."
+            f"Too old here: {here}. Nothing was changed. In Colab: Runtime → Disconnect and delete runtime, then run "
+            f"from the top. On your own computer: type pip install {wanted} and restart the notebook."
         )
     absent = [need.requirement for need in found if need.found is None]
     if not absent:

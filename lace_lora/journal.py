@@ -111,7 +111,7 @@ def settle(asked: Config, planned: Config, folder: RunFolder) -> tuple[Config, l
 
     A preset or a plan may choose otherwise in a later session, on another GPU; a run goes on as it began.
     """
-    facts = _read(folder)
+    facts = _read(folder) if _has_learnt(folder) else {}
     earlier = dict(facts.get("settings", {}))
     if facts.get("num_train_epochs") == planned.num_train_epochs:
         earlier["max_train_steps"] = facts["total"]
@@ -128,9 +128,7 @@ def open_run(folder: RunFolder, settings: Config, data_digest: str) -> Journal:
 
     Raises RunError naming the settings that differ, old and new, where the run there was begun with others.
     """
-    wanted, earlier = _deciding(settings), _read(folder)
-    if earlier.get("step", 0) == 0:
-        earlier = {}  # nothing was learnt yet: a first try that failed binds nobody to its settings
+    wanted, earlier = _deciding(settings), _read(folder) if _has_learnt(folder) else {}
     if earlier:
         _check_same(folder, earlier, wanted, data_digest)
     text = json.dumps(wanted, sort_keys=True) + data_digest
@@ -167,6 +165,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _has_learnt(folder: RunFolder) -> bool:
+    """Whether a run kept anything of its training; a first try that left nothing binds nobody to its settings."""
+    return bool(checkpoint.numbered(folder.checkpoints)) or folder.adapter_weights.is_file()
 
 
 def _deciding(settings: Config) -> dict[str, Any]:

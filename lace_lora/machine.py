@@ -17,6 +17,9 @@ GIB = 1024**3
 
 CHOOSE_A_GPU = "In Colab: Runtime → Change runtime type → T4 GPU → Save, then run the notebook again from the top."
 
+FREE_SOME_SPACE = "Free some space: SDXL and its refiner take 13 GB."
+ALLOW_DRIVE = "Run the cells again from the top, and allow access in the window that opens."
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -33,8 +36,11 @@ class Machine:
     cpu_cores: int
 
     @classmethod
-    def here(cls, drive_mount_path: str = "/content/drive", disk: str | Path = ".") -> "Machine":
-        """Look at this computer. Loads torch only where an NVIDIA driver is installed."""
+    def here(cls, drive_mount_path: str = "/content/drive", disk: str | Path | None = None) -> "Machine":
+        """Look at this computer. Loads torch only where an NVIDIA driver is installed.
+
+        disk  a folder on the disk to measure; without one, where base models are kept once they are downloaded
+        """
         gpu_name, vram_gb, capability = _gpu()
         memory = psutil.virtual_memory()
         return cls(
@@ -45,7 +51,7 @@ class Machine:
             capability=capability,
             ram_gb=memory.total / GIB,
             free_ram_gb=memory.available / GIB,
-            free_disk_gb=shutil.disk_usage(_nearest_folder(Path(disk))).free / GIB,
+            free_disk_gb=shutil.disk_usage(_nearest_folder(Path(disk or models_folder()))).free / GIB,
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         )
 
@@ -79,10 +85,10 @@ class Machine:
         rows = [
             ("GPU", gpu, bool(self.gpu_name), CHOOSE_A_GPU),
             ("memory", memory, self.free_ram_gb > 4, "Close other programs or notebooks."),
-            ("disk", f"{self.free_disk_gb:.0f} GB free", self.free_disk_gb > 20, "SDXL and its refiner take 13 GB."),
+            ("disk", f"{self.free_disk_gb:.0f} GB free", self.free_disk_gb > 20, FREE_SOME_SPACE),
         ]
         if self.is_colab:
-            rows.append(("Drive", drive, self.drive_mounted, "Run the cell that mounts Drive and allow it."))
+            rows.append(("Drive", drive, self.drive_mounted, ALLOW_DRIVE))
         return [(name, found, good, "" if good else advice) for name, found, good, advice in rows]
 
     @property
@@ -101,6 +107,12 @@ def drive_is_mounted(drive_mount_path: str) -> bool:
         return "MyDrive" in os.listdir(drive_mount_path)
     except OSError:
         return False
+
+
+def models_folder() -> Path:
+    """Where base models are kept once they are downloaded, by the environment variables of Hugging Face."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
 
 
 def mount_drive(drive_mount_path: str, readonly: bool = False) -> tuple[Path, str]:

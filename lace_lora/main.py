@@ -5,16 +5,18 @@ when they are called. A user's mistake ends with one sentence on stderr and exit
 """
 
 import inspect
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lace_lora import __version__, options
 from lace_lora import config as declared
-from lace_lora import options
 from lace_lora.config import Config
 from lace_lora.errors import LaceError, NotebookError, SettingsError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "lace-lora"
 MODES = {"train": "train", "inference": "generate"}  # `--mode`, and the command that it stands for
+ABOUT_ITSELF = ("--help", "-h", "--version")  # options that stand without a command
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 # Newer typer carries a click of its own, older typer imports the other one: this is the class in both.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -62,24 +65,37 @@ def run(words: Sequence[str]) -> int:
         return _failed(f"Something unforeseen went wrong ({reason}). Add --debug to see where.", debug)
 
 
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     mode: Annotated[
         str | None, typer.Option(metavar="train|inference", help="short for the command train, or generate")
     ] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="say which")] = False,
 ) -> None:
     """Photographs of lace in, a LoRA for Stable Diffusion XL and new, refined textile designs out."""
 
 
-def verb(name: str) -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
-    """Make a function of a Config a command, with `--config` and every setting as an option."""
+def verb(
+    name: str, switches: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function of a Config a command, with `--config` and every setting as an option.
 
-    def register(work: Callable[[Config], None]) -> Callable[[Config], None]:
-        def command(config_files: list[Path] | None, debug: bool, **given: str | list[str] | None) -> None:
+    switches  options of this command alone, which the function takes too: name and help
+    """
+
+    def register(work: Callable[..., None]) -> Callable[..., None]:
+        def command(config_files: list[Path] | None, debug: bool, **given: Any) -> None:
+            chosen = {name: given.pop(name) for name in switches}
             overrides = {name: options.as_text(name, value) for name, value in given.items()}
-            work(declared.load(*(config_files or declared.found()), **overrides))
+            work(declared.load(*(config_files or declared.found()), **overrides), **chosen)
 
-        parameters = options.parameters()
+        parameters = options.parameters(switches)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         app.command(name, help=inspect.getdoc(work))(command)
@@ -98,14 +114,16 @@ def check(config: Config) -> None:
     print(data_utils.check_images(settled.images_dir, set(settled.image_types), int(settled.resolution)))
 
 
-@verb("annotate")
-def annotate(config: Config) -> None:
+@verb("annotate", {"overwrite": "give every picture the instance prompt; the earlier annotations.txt is kept as .bak"})
+def annotate(config: Config, overwrite: bool) -> None:
     """Write annotations.txt: a caption for every picture; captions that are there already stay."""
     from lace_lora import data_utils
 
     settled = _planned(config).config
     types = set(settled.image_types)
-    path = data_utils.create_annotations(settled.images_dir, settled.instance_prompt, types, say=print)
+    path = data_utils.create_annotations(
+        settled.images_dir, settled.instance_prompt, types, overwrite=overwrite, say=print
+    )
     print(f"{len(data_utils.read_annotations(path))} captions in {path}")
 
 
@@ -152,10 +170,11 @@ def demo(config: Config) -> None:
 @verb("runs")
 def runs(config: Config) -> None:
     """List the runs in lora_output_dir, the newest first."""
+    from lace_lora import machine, presets
     from lace_lora import train as room
 
-    for job in room.jobs(config.lora_output_dir):
-        print(job)
+    folder = presets.settle(config, machine.Machine.here(config.drive_mount_path)).config.lora_output_dir
+    print("\n".join(map(str, room.jobs(folder))) or f"No runs in {folder}.")
 
 
 @app.command()
@@ -228,10 +247,14 @@ def _say(line: str) -> None:
 def _rewritten(words: list[str]) -> list[str]:
     """The line as typer reads it: `--mode train` is the command train, and `-p name value` one option with one value.
 
-    Raises SettingsError for a mode or a command that does not exist, with the nearest one.
+    Raises SettingsError for a mode or a command that does not exist, with the nearest one, and for none at all.
     """
     words = _with_command_for_mode(words)
     commands = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    if words and words[0].startswith("-") and words[0] not in ABOUT_ITSELF:
+        command = next((word for word in words if word in commands), "train")
+        line = shlex.join([PROGRAM, command, *(word for word in words if word != command)])
+        raise SettingsError(f"Name a command first, such as: {line}")
     if words and not words[0].startswith("-") and words[0] not in commands:
         near = declared.nearest(words[0], commands)
         raise SettingsError(f"No command {words[0]!r}{near} There are: {', '.join(commands)}.")

@@ -4,6 +4,7 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ from lace_lora.errors import LaceError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from lace_lora.config import Config
+    from lace_lora.inference import Generation
 
 PICTURE_WIDTH_PX = 900  # of a picture shown in a cell; the file on the disk keeps its size
 JPEG_QUALITY = 80
@@ -38,6 +42,24 @@ def mount_drive(drive_mount_path: str) -> str:
     if not has_front_end() and not machine.drive_is_mounted(drive_mount_path):
         return f"Nobody is here to allow access to Drive, so it is not mounted at {drive_mount_path}."
     return machine.mount_drive(drive_mount_path)[1]
+
+
+def settings(**given: Any) -> "Config":
+    """The settings of a notebook: a config.yaml where one is found, and over it what its parameters cell gives.
+
+    In Colab, Drive is mounted first when a folder that the notebook names as a parameter lies in it.
+
+    Raises SettingsError for a value that will not do, MachineError with what to do when Colab refuses.
+    """
+    from lace_lora import config, presets
+
+    asked = config.load(*config.found(), **given)
+    if machine.in_colab():
+        settled = presets.settle(asked, machine.Machine.here(asked.drive_mount_path)).config
+        folders = [Path(getattr(settled, name)) for name in ("images_dir", "lora_output_dir") if name in given]
+        if any(folder.is_relative_to(asked.drive_mount_path) for folder in folders):
+            print(mount_drive(asked.drive_mount_path))
+    return config.load(*config.found(asked.drive_mount_path), **given)
 
 
 class Page:
@@ -74,6 +96,20 @@ class Page:
         )
         display({"text/html": f"<table>{cells}</table>", "text/plain": "\n".join(lines)}, raw=True)
 
+    def sheet(self, designs: "Sequence[Generation]") -> None:
+        """Show the designs that `inference.run` returned on one page, and what the refiner did to their threads."""
+        from lace_lora.run_folder import SheetFolder
+
+        if not designs:
+            print("No picture is finished yet. Run the cell above again.")
+            return
+        folder = SheetFolder(designs[0].path.parent)
+        self.picture(folder.contact_sheet, f"{len(designs)} designs in {folder.root}")
+        refined = [(one.base, one.refined) for one in designs if one.refined]
+        if refined:
+            before, after = (_crispness(paths) for paths in zip(*refined, strict=True))
+            print(f"crispness: {before:.3f} unrefined, {after:.3f} refined")
+
     def picture(self, picture: "Path | Image", about: str) -> None:
         """Show a picture or a file at a size that keeps the notebook small; what it is and its own size are text."""
         from PIL import Image
@@ -99,6 +135,19 @@ def open_page(debug: bool = False) -> Page:
     if shell is not None:
         shell.set_custom_exc((), None) if debug else shell.set_custom_exc((LaceError,), _show_sentence)
     return Page()
+
+
+def _crispness(paths: Sequence[Path]) -> float:
+    """The mean strength of the edges in pictures."""
+    from PIL import Image
+
+    from lace_lora import evaluate
+
+    strengths = []
+    for path in paths:
+        with Image.open(path) as picture:
+            strengths.append(evaluate.edge_energy(picture))
+    return mean(strengths)
 
 
 def _show_sentence(

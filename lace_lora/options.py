@@ -1,7 +1,9 @@
 """Every setting as an option of a command, made from its declaration: names, units, bounds, defaults, groups."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -10,11 +12,16 @@ from pydantic.fields import FieldInfo
 from lace_lora import config as declared
 
 
-def parameters() -> list[inspect.Parameter]:
-    """`--config`, `--debug` and one option a setting, in the order and groups of the declarations."""
+def parameters(switches: Mapping[str, str] = MappingProxyType({})) -> list[inspect.Parameter]:
+    """`--config`, `--debug` and one option a setting, in the order and groups of the declarations.
+
+    switches  options of one command alone, which are on or off: name and help
+    """
     files = typer.Option("--config", metavar="FILE", help="settings file, else config.yaml here; repeated, later wins")
     debug = typer.Option("--debug", help="show the whole traceback of an error")
     found = [_parameter("config_files", list[Path] | None, files), _parameter("debug", bool, debug, default=False)]
+    for name, about in switches.items():
+        found.append(_parameter(name, bool, typer.Option(f"--{name}", help=about), default=False))
     for group, title in declared.GROUPS.items():
         for name, field in declared.fields_of(group):
             option = typer.Option(f"--{name}", metavar=_metavar(field), help=_help(field), rich_help_panel=title)

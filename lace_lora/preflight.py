@@ -50,5 +50,5 @@ def _output(config: Config) -> Row:
         "results",
         config.lora_output_dir,
         False,
-        "Nothing can be written there: mount Drive, or set lora_output_dir.",
+        "Choose another lora_output_dir, or mount Drive first: nothing can be written there.",
     )

@@ -14,10 +14,11 @@ from lace_lora.machine import CHOOSE_A_GPU, Machine
 FOLDER = Path(__file__).parent / "preset_files"
 
 DEMO_BANNER = (
-    "DEMO — no GPU was found, so the miniature model that ships with Lace LoRA is used, with pictures of lace drawn by "
-    "program. It shows the whole job in minutes; it does not learn your photographs.\n"
+    "DEMO — no GPU was found, so the miniature model that ships with Lace LoRA is used, with {pictures}.\n"
     f"To use your own photographs with SDXL: {CHOOSE_A_GPU}"
 )
+DRAWN = "pictures of lace drawn by program. It shows the whole job in minutes; it does not learn your photographs"
+OWN = "your photographs at {resolution} px. It is a rehearsal: the designs show little of what SDXL can do"
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,7 @@ def settle(config: Config, machine: Machine) -> Settled:
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
     reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
-    banner = DEMO_BANNER if name == "demo" and was_chosen else ""
-    return Settled(config.with_preset(used | {"preset": "none"}), name, why, reasons, banner)
+    filled = config.with_preset(used | {"preset": "none"})
+    pictures = OWN.format(resolution=filled.resolution) if "images_dir" in kept else DRAWN
+    banner = DEMO_BANNER.format(pictures=pictures) if name == "demo" and was_chosen else ""
+    return Settled(filled, name, why, reasons, banner)

@@ -40,7 +40,7 @@ def write(run: RunFolder) -> Path:
     """
     if not run.record.is_file():
         raise RunError(f"{run.root} holds no run. Train first: lace-lora train")
-    record = json.loads(run.record.read_text(encoding="utf-8"))
+    record = _json(run.record)
     card = _json(run.adapter_card)
     parts = [
         _head(run, record, card),

@@ -117,10 +117,15 @@ def add(folder: SheetFolder, one: Generation, base: Image.Image, refined: Image.
 def close(folder: SheetFolder, done: Sequence[Generation]) -> None:
     """Finish a sheet: rows in order, all pictures on one page, nothing left between stages."""
     _write_rows(folder, done)
+    write_contact_sheet(folder, done)
+    shutil.rmtree(folder.latents, ignore_errors=True)
+
+
+def write_contact_sheet(folder: SheetFolder, done: Sequence[Generation]) -> None:
+    """Put the finished pictures on one page, all of them or those that there are when somebody stopped."""
     shown = done[:ON_CONTACT_SHEET]
     page = pictures.contact_sheet([one.path for one in shown], labels=[f"{one.index}: {one.prompt}" for one in shown])
     checkpoint.write_file(folder.contact_sheet, lambda path: page.save(path, "PNG"))
-    shutil.rmtree(folder.latents, ignore_errors=True)
 
 
 def keep(folder: SheetFolder, stage: str, batch: int, tensors: Mapping[str, Tensor]) -> None:

@@ -45,7 +45,8 @@ class Step:
         row = {"step": self.number, "loss": self.loss, "lr": self.learning_rate, "epoch": self.epoch}
         if self.prior_loss is not None:
             row["prior_loss"] = self.prior_loss
-        return row | {"gradient_norm": self.gradient_norm, "seconds": round(self.seconds, 4)}
+        norm = self.gradient_norm if math.isfinite(self.gradient_norm) else None  # JSON has no infinity
+        return row | {"gradient_norm": norm, "seconds": round(self.seconds, 4)}
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ def restore(parts: Parts, folder: Path, run_id: str) -> int:
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     parts.optimizer.load_state_dict({"state": state, "param_groups": parts.optimizer.state_dict()["param_groups"]})
-    parts.scaler.load_state_dict(rest["scaler"])
+    if rest["scaler"]:  # empty when the run was on a machine that needs no loss scaling
+        parts.scaler.load_state_dict(rest["scaler"])
     return int(rest["step"])
 
 
@@ -223,7 +225,9 @@ def _names(pictures: Pictures, batches: range) -> list[str]:
 
 def _check_finite(number: int, loss: float, prior: float | None, norm: float, parts: Parts, names: list[str]) -> None:
     is_bad_loss = not math.isfinite(loss) or (prior is not None and not math.isfinite(prior))
-    if is_bad_loss or (not math.isfinite(norm) and not parts.scaler.is_enabled()):
+    # An overflow now and then only lowers the loss scale; below 1 nothing is learnt any more.
+    is_scaled = parts.scaler.is_enabled() and parts.scaler.get_scale() >= 1
+    if is_bad_loss or (not math.isfinite(norm) and not is_scaled):
         raise RunError(
             f"The {'loss' if is_bad_loss else 'gradient'} became NaN at step {number}, with {', '.join(names)}. "
             "The last checkpoint is kept. Next to try: mixed_precision bf16 or no, a smaller learning_rate (under "

@@ -19,7 +19,7 @@ from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
 from lace_lora.errors import LaceError, MachineError, PicturesError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import folders, sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Job as Job
 from lace_lora.journal import Journal
@@ -52,12 +52,17 @@ def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None
     plan = estimate.prepare(config, say=say)
     folder = RunFolder.of(plan.config).create()
     settings, kept = journal.settle(config, plan.config, folder)
+    if kept:
+        plan = estimate.again(plan, settings, config.gradient_checkpointing)
+        settings = plan.config
     dtype, device = stages.DTYPES[plan.precision], plan.machine.device
     for line in [*([plan.banner] if plan.banner else []), str(plan), *kept]:
         say(line)
 
     # Check: pictures and captions, and what is in the run's folder already.
-    examples = read_examples(settings, say)
+    examples = cache.in_order(read_examples(settings, say))
+    for line in folders.fetch_notice(settings.pretrained_model):
+        say(line)
     record = journal.open_run(folder, settings, cache.data_digest(examples))
     if record.is_finished and folder.adapter_weights.is_file():
         say(f"{folder.name} is finished: all {settings.max_train_steps} steps are made, in {folder.root}.")
@@ -80,6 +85,7 @@ def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None
         record.begin_at(start)
 
         # Train: stop only between two steps.
+        forget_peak_vram(device)
         progress = show or _printer(record, say)
         with stopping.on_request(say, "Stopping: this step is finished and saved first.") as stop:
             for step in steps.steps(parts, pictures, class_pictures, settings, start):
@@ -139,7 +145,7 @@ def read_examples(settings: Config, say: Say) -> list[Example]:
         path = path if os.access(images_dir, os.W_OK) else RunFolder.of(settings).annotations
         data_utils.create_annotations(images_dir, settings.instance_prompt, types, file=path, say=say)
         say(f"captions  written to {path}")
-    examples = sorted(data_utils.read_annotations(path, images_dir), key=lambda one: one.path.as_posix())
+    examples = data_utils.read_annotations(path, images_dir)
     without = [one.path.name for one in examples if settings.concept_token.casefold() not in one.caption.casefold()]
     if without:
         raise PicturesError(
@@ -190,14 +196,20 @@ def draw_class_pictures(
             "class_prompt": settings.class_prompt,
             "seed": settings.seed,
             "side_px": side,
+            "num_class_images": settings.num_class_images,
+            "batch": int(settings.train_batch_size),
         },
     )
     paths = [folder.class_images / f"class_{number:04d}.png" for number in range(settings.num_class_images)]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     if missing:
         say(f"class     drawing {len(missing)} of {len(paths)} pictures of {settings.class_prompt!r}")
-    for first in range(0, len(missing), CLASS_PICTURES_AT_ONCE):
-        numbers = missing[first : first + CLASS_PICTURES_AT_ONCE]
+    # Always in the same groups, the finished ones too where one of a group is missing: a picture's last bits depend on
+    # its neighbours in a batch, and a run that was cut here must learn from the same pictures as an unbroken one.
+    for first in range(0, len(paths), CLASS_PICTURES_AT_ONCE):
+        numbers = range(first, min(first + CLASS_PICTURES_AT_ONCE, len(paths)))
+        if not any(number in missing for number in numbers):
+            continue
         drawn = stages.draw_plain(
             settings.pretrained_model,
             [settings.class_prompt] * len(numbers),
@@ -214,7 +226,8 @@ def draw_class_pictures(
             say=say,
         )
         for number, picture in zip(numbers, drawn, strict=True):
-            checkpoint.write_file(paths[number], partial(picture.save, format="PNG"))
+            if number in missing:
+                checkpoint.write_file(paths[number], partial(picture.save, format="PNG"))
     return [Example(path, settings.class_prompt) for path in paths]
 
 
@@ -230,7 +243,7 @@ def _forget_other_class_pictures(folder: RunFolder, made_from: dict[str, str | i
 def save_checkpoint(parts: steps.Parts, folder: RunFolder, record: Journal, step: int, keep: int) -> None:
     """Write a checkpoint whole, and only then delete the oldest."""
     checkpoint.save_folder(folder.checkpoint(step), lambda path: steps.save(parts, path, step, record.facts["id"]))
-    checkpoint.prune(folder.checkpoints, keep)
+    checkpoint.prune(folder.checkpoints, keep, written=folder.checkpoint(step))
 
 
 def facts_of(settings: Config, parts: steps.Parts, record: Journal, step: int) -> AdapterFacts:
@@ -253,6 +266,12 @@ def facts_of(settings: Config, parts: steps.Parts, record: Journal, step: int) -
         settings_digest=settings.digest(journal.IDENTITY),
         versions=journal.versions(),
     )
+
+
+def forget_peak_vram(device: str) -> None:
+    """Count the most GPU memory from here on, so that run.json tells of training and not of what came before."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_vram_gb(device: str) -> float | None:

@@ -1,10 +1,14 @@
 """Notebooks without a browser: parameters checked first, the first failure ends it with its sentence (L12, P17)."""
 
+import os
+import subprocess
+import sys
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from lace_lora import batch, main
+from lace_lora import batch, config, main
 from lace_lora.errors import NotebookError, SettingsError
 from tests.generated import ROOT
 
@@ -89,7 +93,8 @@ def test_an_error_that_is_not_ours_is_named_by_its_kind(folder, tmp_path):
         ({"rank": 500}, "rank is 500 but must be 1 to 128."),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
         ({"noise_offset": 0.1}, "noise_offset is a setting, but no notebook takes it as a parameter."),
-        ({"num_train_epochs": 3}, "Write it into config.yaml"),
+        ({"rank_": 3}, "no setting called 'rank_'; did you mean rank?"),
+        ({"num_train_epochs": 3}, "takes it as a parameter. Write it into config.yaml"),
     ],
 )
 def test_a_wrong_parameter_is_refused_before_anything_runs(folder, tmp_path, given, sentence, monkeypatch):
@@ -135,6 +140,13 @@ def test_the_projects_own_notebooks_take_the_parameters_that_people_change(monke
     assert {"prompts", "num_images", "num_inference_steps", "run_name"} <= known["04"]
 
 
+def test_the_shipped_settings_may_be_given_as_a_file_to_the_notebooks():
+    """L12: `lace-lora notebooks -f config.yaml`."""
+    known = {path: batch.parameters_of(path) for path in batch.notebooks()}
+    values = batch.checked(batch.read_parameters([ROOT / "config.yaml"]), known)
+    assert set(values) == set(config.USER_KEYS) and values["resolution"] == "auto"
+
+
 @pytest.mark.slow
 def test_all_notebooks_run_in_order_on_the_demo(tmp_path, monkeypatch):
     """L12, P17: from an empty folder to refined designs, by the command."""
@@ -146,16 +158,24 @@ def test_all_notebooks_run_in_order_on_the_demo(tmp_path, monkeypatch):
     assert len(list((tmp_path / "demo_output/demo/images/sheet").glob("refined_output_*.png"))) == 2
 
 
-@pytest.mark.slow
-def test_plain_papermill_runs_one_from_the_checkout(tmp_path):
-    """P17: `papermill notebooks/03_train.ipynb out.ipynb -p max_train_steps 2`."""
-    import subprocess
-    import sys
-
+def papermill(tmp_path, *parameters):
+    """`papermill notebooks/03_train.ipynb out.ipynb -p …`, as it is typed."""
     line = [sys.executable, "-m", "papermill", str(ROOT / "notebooks/03_train.ipynb"), "out.ipynb", "--no-progress-bar"]
-    short = ["-p", "preset", "demo", "-p", "max_train_steps", "2", "-p", "num_class_images", "2"]
-    done = subprocess.run([*line, *short], cwd=tmp_path, capture_output=True, text=True)
+    words = [word for name, value in parameters for word in ("-p", name, str(value))]
+    place = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}  # the cache of pictures lies below HOME
+    return subprocess.run([*line, *words], cwd=tmp_path, env=place, capture_output=True, text=True)
+
+
+def test_plain_papermill_runs_one_from_the_checkout(tmp_path, lace_folder):
+    """P17."""
+    small = [("preset", "demo"), ("images_dir", lace_folder), ("resolution", 32), ("rank", 2), ("train_batch_size", 1)]
+    done = papermill(tmp_path, *small, ("max_train_steps", 2), ("prior_loss_weight", 0.0))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "step 2/2" in printed(tmp_path / "out.ipynb")
-    bad = subprocess.run([*line, "-p", "rank", "500"], cwd=tmp_path, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_plain_papermill_fails_with_the_sentence(tmp_path):
+    """P17."""
+    bad = papermill(tmp_path, ("preset", "demo"), ("rank", 500))
     assert bad.returncode == 1 and "rank is 500 but must be 1 to 128." in bad.stderr

@@ -62,9 +62,18 @@ def test_a_folder_without_marker_or_file_is_passed_over(tmp_path):
 def test_pruning_keeps_the_newest_complete_ones(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save_folder(tmp_path / f"step-{step:06d}", filled("x"))
-    (tmp_path / "step-000009").mkdir()  # never finished: it must not count as one of those kept
-    checkpoint.prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003", "step-000009"]
+    (tmp_path / "step-000009").mkdir()  # never finished: it must not count as one of those kept, nor outlive them
+    checkpoint.prune(tmp_path, keep=2, written=tmp_path / "step-000003")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_pruning_never_keeps_a_damaged_folder_before_the_one_just_written(tmp_path):
+    """P19: 100 is good, 200 was damaged, the work went on from 100 to 150."""
+    for step in (100, 200, 150):
+        checkpoint.save_folder(tmp_path / f"step-{step:06d}", filled("x"))
+    (tmp_path / "step-000200" / "weights.bin").write_text("y")
+    checkpoint.prune(tmp_path, keep=1, written=tmp_path / "step-000150")
+    assert checkpoint.newest(tmp_path) == (tmp_path / "step-000150", [])
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -1,5 +1,8 @@
 """Settings: declared once, checked at the door (L8, L9, C9)."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import given
@@ -78,6 +81,28 @@ def test_all_bad_values_are_said_at_once():
     with pytest.raises(SettingsError) as caught:
         config.load(rank=0, learning_rate="fast")
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_an_unknown_name_is_said_with_the_file_it_stands_in(tmp_path):
+    path = file(tmp_path, "rnak: 4")
+    with pytest.raises(SettingsError, match=f"^{re.escape(str(path))}: no setting called 'rnak'; did you mean rank"):
+        config.load(path)
+
+
+def test_a_command_looks_into_its_folder_and_a_notebook_into_drive_and_its_checkout_too(tmp_path, monkeypatch):
+    drive, checkout, below = tmp_path / "drive", tmp_path / "project", tmp_path / "project/notebooks"
+    below.mkdir(parents=True)
+    file(checkout, "rank: 1")
+    monkeypatch.chdir(below)
+    assert config.found() == [] and config.found(str(drive)) == []  # a folder above that is no checkout
+    (checkout / "lace_lora").mkdir()
+    (checkout / "lace_lora/config.py").touch()
+    assert config.found() == [] and config.found(str(drive)) == [Path("../config.yaml")]
+    (drive / config.DRIVE_FILE).parent.mkdir(parents=True)
+    in_drive = file((drive / config.DRIVE_FILE).parent, "rank: 2")
+    assert config.found() == [] and config.found(str(drive)) == [in_drive]
+    file(below, "rank: 3")
+    assert config.found() == config.found(str(drive)) == [Path("config.yaml")]
 
 
 def test_later_files_win_and_overrides_win_over_files(tmp_path):

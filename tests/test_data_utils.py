@@ -592,7 +592,10 @@ def test_what_a_person_wrote_is_kept_until_she_asks_to_overwrite_it(tmp_path):
     create_annotations(tmp_path, "new prompt", say=said.append)
     captions = {example.path.name: example.caption for example in read_annotations(tmp_path)}
     assert captions == {"a.jpg": PROMPT, "b.JPG": "büyükannemin danteli", "c.jpg": PROMPT, "d.jpg": "new prompt"}
-    assert any("kept 3 captions" in line for line in said)
+    assert (
+        "kept 3 captions that annotations.txt already had. To give these pictures the prompt too: "
+        "lace-lora annotate --overwrite, or delete annotations.txt and annotate again"
+    ) in said
     assert (tmp_path / "annotations.txt.bak").read_text(encoding="utf-8") == own
     create_annotations(tmp_path, "new prompt", overwrite=True, say=said.append)
     assert {example.caption for example in read_annotations(tmp_path)} == {"new prompt"}
@@ -613,7 +616,7 @@ def test_earlier_lines_that_cannot_be_read_are_not_lost_silently(tmp_path):
     """L11."""
     file = three(tmp_path) / "annotations.txt"
     file.write_text("a.jpg\tmy\tcaption\n", encoding="utf-8")
-    with pytest.raises(PicturesError, match=r"a problem: line 1 has 2 tabs, not exactly one\. .*with overwrite"):
+    with pytest.raises(PicturesError, match=r"a problem: line 1 has 2 tabs, not exactly one\. .*annotate --overwrite"):
         create_annotations(tmp_path, PROMPT)
     assert file.read_text(encoding="utf-8") == "a.jpg\tmy\tcaption\n"
     create_annotations(tmp_path, PROMPT, overwrite=True)

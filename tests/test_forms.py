@@ -1,11 +1,12 @@
 """Forms, progress and the page: what a person sees, and what papermill sees (L2, L12)."""
 
+import dataclasses
 import re
 
 import ipywidgets
 import pytest
 
-from lace_lora import config, forms, notebook, presets, progress
+from lace_lora import config, evaluate, forms, notebook, presets, progress
 from lace_lora.banner import boxed, framed
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
@@ -264,6 +265,50 @@ def test_pictures_on_the_page_are_small_and_say_what_they_are(monkeypatch, tmp_p
     notebook.open_page().picture(tmp_path / "sheet.png", "24 designs")
     assert shown[0]["text/plain"] == "24 designs: 3000 × 2000 px"
     assert len(shown[0]["image/jpeg"]) < 500_000 < (tmp_path / "sheet.png").stat().st_size
+
+
+def test_the_sheet_of_a_stopped_run_shows_what_is_finished_or_says_that_nothing_is(monkeypatch, tmp_path, capsys):
+    from PIL import Image
+
+    shown = []
+    monkeypatch.setattr(notebook, "display", lambda bundle, raw: shown.append(bundle["text/plain"]))
+    page = notebook.open_page()
+    page.sheet([])
+    assert capsys.readouterr().out == "No picture is finished yet. Run the cell above again.\n" and not shown
+    for name in ("contact_sheet.png", "one.png"):
+        Image.effect_noise((64, 64), 60).save(tmp_path / name)
+    one = generation(0, tmp_path / "one.png")
+    page.sheet([dataclasses.replace(one, refined=None)])
+    assert shown == [f"1 designs in {tmp_path}: 64 × 64 px"] and capsys.readouterr().out == ""
+    page.sheet([one])
+    with Image.open(tmp_path / "one.png") as picture:
+        strength = f"{evaluate.edge_energy(picture):.3f}"
+    assert capsys.readouterr().out == f"crispness: {strength} unrefined, {strength} refined\n"
+
+
+def test_a_notebooks_settings_come_from_drive_which_is_mounted_only_where_a_folder_of_it_is_used(
+    monkeypatch, tmp_path, capsys
+):
+    """L2: as in Colab, with a person there."""
+    drive = tmp_path / "drive"
+    monkeypatch.chdir(tmp_path)
+    where = {"drive_mount_path": str(drive), "preset": "none"}
+    assert notebook.settings(images_dir=None, **where).rank == 16 and capsys.readouterr().out == ""
+
+    def mount(path):
+        (drive / config.DRIVE_FILE).parent.mkdir(parents=True)
+        (drive / config.DRIVE_FILE).write_text("rank: 4\nseed: 5\n")
+        return path, "Drive is mounted."
+
+    monkeypatch.setattr(notebook.machine, "in_colab", lambda: True)
+    monkeypatch.setattr(notebook, "has_front_end", lambda: True)
+    monkeypatch.setattr(notebook.machine, "mount_drive", mount)
+    notebook.settings(images_dir="photos", **where)
+    notebook.settings(lora_output_dir="runs", images_dir=None, **where | {"preset": "demo"})
+    assert capsys.readouterr().out == "" and not drive.exists()
+    used = notebook.settings(images_dir=str(drive / "MyDrive/lace"), seed=7, **where)
+    assert capsys.readouterr().out == "Drive is mounted.\n"
+    assert (used.rank, used.seed) == (4, 7) and "rank" not in used.overridden
 
 
 def test_checks_are_ticks_and_crosses_with_what_to_do(monkeypatch):

@@ -323,6 +323,7 @@ def test_stopping_finishes_the_batch_in_hand_and_keeps_what_is_finished(
     assert signal.getsignal(signal.SIGINT) is before
     assert len(made) == (1 if begins == "picture" else 0)
     assert f"Stopped with {len(made)} of 6 pictures finished. Run the same again to go on." in lines
+    assert (tmp_path / "out/lace/images/sheet/contact_sheet.png").is_file() == bool(made)
     assert len(quiet_run(asked())) == 6
     assert files_of(tmp_path / "out/lace/images") == whole
 

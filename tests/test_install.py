@@ -41,9 +41,10 @@ def test_what_is_too_old_is_said_and_never_replaced(monkeypatch):
     monkeypatch.setattr(install, "_installed", lambda name: "2.1.0+cu118" if name == "torch" else version(name))
     monkeypatch.setattr(install, "_pip", lambda wanted: pytest.fail("pip was called"))
     with pytest.raises(
-        MachineError, match=r'Too old here: torch 2.1.0\+cu118. Nothing was changed. .*pip install "torch>='
-    ):
+        MachineError, match=r'^Too old here: torch 2.1.0\+cu118. Nothing .*pip install "torch>='
+    ) as error:
         install.missing()
+    assert "In Colab: Runtime → Disconnect and delete runtime, then run from the top." in str(error.value)
 
 
 def test_constraints_hold_every_installed_version_also_that_of_colabs_torch(monkeypatch):
@@ -127,5 +128,5 @@ def test_preflight_says_where_nothing_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
     assert rows(tmp_path)["results"][1:] == (
         False,
-        "Nothing can be written there: mount Drive, or set lora_output_dir.",
+        "Choose another lora_output_dir, or mount Drive first: nothing can be written there.",
     )

@@ -91,4 +91,25 @@ def test_this_computer_is_described_with_reasons_and_what_to_do():
     assert here.ram_gb > here.free_ram_gb > 0 and here.free_disk_gb > 0 and here.cpu_cores >= 1
     rows = {name: (good, advice) for name, _, good, advice in LAPTOP.reasons()}
     assert rows["GPU"][0] is False and "Change runtime type" in rows["GPU"][1]
+    assert "Drive" not in rows and rows["memory"][0]
     assert all(advice == "" for _, _, good, advice in T4.reasons() if good)
+
+
+def test_the_disk_is_that_where_models_are_kept_and_drive_needs_only_to_be_mounted(monkeypatch, tmp_path):
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    measured = []
+    usage = machine.shutil.disk_usage
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: measured.append(path) or usage(path))
+    Machine.here()
+    assert machine.models_folder() == tmp_path / ".cache/huggingface" and measured == [tmp_path]
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "models"))
+    assert machine.models_folder() == tmp_path / "models"
+    rows = {name: row for name, *row in dataclasses.replace(T4, free_disk_gb=9.0, drive_mounted=False).reasons()}
+    assert rows["disk"] == ["9 GB free", False, "Free some space: SDXL and its refiner take 13 GB."]
+    assert rows["Drive"] == [
+        "not mounted",
+        False,
+        "Run the cells again from the top, and allow access in the window that opens.",
+    ]

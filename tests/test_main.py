@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import config, main
+from lace_lora import __version__, config, main
 from lace_lora.config import Config
 from lace_lora.errors import MachineError
 from tests.generated import ROOT
@@ -41,6 +41,22 @@ def test_help_lists_the_commands(capsys):
     assert main.run(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(re.search(rf"^│ {command} ", out, re.M) for command in COMMANDS)
+
+
+def test_it_says_its_version(capsys):
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"lace-lora {__version__}\n"
+
+
+def test_runs_are_those_of_the_preset_that_will_run_and_none_are_said(capsys, monkeypatch):
+    from lace_lora import machine
+
+    monkeypatch.setattr(machine, "_gpu", lambda: (None, 0.0, (0, 0)))
+    for line in (["runs"], ["runs", "--preset", "demo"]):
+        assert main.run(line) == 0
+        assert capsys.readouterr().out == "No runs in demo_output.\n"
+    assert main.run(["runs", "--preset", "none", "--lora_output_dir", "out"]) == 0
+    assert capsys.readouterr().out == "No runs in out.\n"
 
 
 def test_no_words_at_all_show_the_help(capsys):
@@ -105,6 +121,8 @@ def test_the_config_of_the_folder_is_read_without_asking(asked, tmp_path):
         ("tarin", "No command 'tarin'; did you mean train?"),
         ("plan foo", "unexpected extra argument"),
         ("plan --config nowhere.yaml", "No settings file nowhere.yaml."),
+        ("--rank 3", "Name a command first, such as: lace-lora train --rank 3"),
+        ("--config a.yaml plan", "Name a command first, such as: lace-lora plan --config a.yaml"),
         ("--mode teach", "--mode is 'teach' but must be train or inference."),
         ("notebooks", "Missing option '--output'"),
         ("notebooks --output out -p rank", "-p needs a name and a value"),
@@ -230,6 +248,11 @@ def test_check_and_annotate_say_what_they_found(lace_folder, capsys):
     assert main.run(["annotate", *here, "--instance_prompt", "a photo of <myspecialstyle> doily"]) == 0
     assert "6 captions in" in capsys.readouterr().out
     assert "a photo of <myspecialstyle> doily" in (lace_folder / "annotations.txt").read_text()
+    assert main.run(["annotate", *here]) == 0
+    assert "kept 6 captions" in capsys.readouterr().out
+    assert main.run(["annotate", *here, "--overwrite"]) == 0
+    assert "annotations.txt.bak" in capsys.readouterr().out
+    assert "doily" not in (lace_folder / "annotations.txt").read_text()
 
 
 def test_the_demo_is_announced_in_a_frame_where_there_is_no_gpu(capsys, monkeypatch, lace_folder):

@@ -181,6 +181,25 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     return wanted
 
 
+def fetch_notice(name: str) -> list[str]:
+    """A line to say before a model is fetched, which takes minutes; none where it is on this machine already."""
+    from lace_lora.demo import locate
+    from lace_lora.families.quiet import quiet
+
+    if Path(locate(name)).expanduser().exists() or not _HUB_NAME.fullmatch(name):
+        return []
+    with quiet():
+        from huggingface_hub import constants, snapshot_download
+
+        try:
+            is_whole = not _missing_parts(Path(snapshot_download(name, local_files_only=True)))
+        except (OSError, ValueError):
+            is_whole = False
+    if is_whole or constants.HF_HUB_OFFLINE:
+        return []
+    return [f"model     fetching {name} (about 7 GB, once; several minutes in which nothing seems to happen) …"]
+
+
 def _snapshot(name: str) -> Path:
     """A hub model's folder in the local cache, fetched if need be."""
     from lace_lora.families.quiet import quiet
@@ -223,7 +242,7 @@ def _reason(error: Exception) -> str:
 
 
 def _how_to_fetch(name: str) -> str:
-    kinds = " ".join(f'--include "*.{kind}"' for kind in ("json", "txt", "safetensors"))
+    kinds = " ".join(f'--include "{kind}"' for kind in ("*.json", "*.txt", "*/*.fp16.safetensors", "vae/*.safetensors"))
     return f"Fetch it on a machine with a network: hf download {name} {kinds}"
 
 
