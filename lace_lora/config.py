@@ -392,13 +392,13 @@ def _scalar(value: Any) -> str:
         return ""
     plain = list(value) if isinstance(value, tuple) else value
     dumped = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
-    return str(dumped).replace("\n...\n", "").strip()
+    return str(dumped).removesuffix("\n").removesuffix("\n...")
 
 
 def _line(name: str, value: Any) -> str:
     field = Config.model_fields[name]
     note = "; ".join(part for part in (unit_of(field), bounds_text(field)) if part)
-    left = f"{name}: {_scalar(value)}".rstrip()
+    left = f"{name}: {_scalar(value)}".rstrip(" ")
     return f"{left:<52} # {field.description}{f' [{note}]' if note else ''}"
 
 

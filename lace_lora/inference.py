@@ -9,14 +9,13 @@ B batch · C latent channels (4) · H,W latent cells (px/8)
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import journal, presets, queries, sheet, stages, stopping
+from lace_lora import counting, journal, presets, queries, sheet, stages, stopping
 from lace_lora.config import Config
 from lace_lora.errors import ModelError, RunError
 from lace_lora.families import folders
@@ -30,7 +29,6 @@ from lace_lora.sheet import Generation as Generation
 # Pictures that pass through all stages together. Each model is loaded once a group: once in all for any usual sheet,
 # and for a sheet of 100,000 the encoded prompts and latents still fit in memory and on the disk.
 GROUP = 240
-LINES_A_STAGE = 24  # of progress, whatever the number of pictures
 DRAWN, REFINED = "drawn", "refined"  # stages that leave latents
 
 Say = Callable[[str], None]
@@ -339,7 +337,7 @@ def _draw(job: Job, numbers: list[int], words: stages.Words, stop: stopping.Stop
         dtype=job.dtype,
         device=job.device,
     )
-    tell = _progress(say, "drawn", sum(len(job.batches[number]) for number in numbers))
+    tell = counting.lines(say, "drawn", sum(len(job.batches[number]) for number in numbers))
     for drawn, number in zip(drawing, numbers, strict=False):  # drawing first: it ends, and gives its model back
         both = {"finished": drawn.finished_BCHW, "handed_over": drawn.handed_over_BCHW}
         sheet.keep(job.folder, DRAWN, number, {name: tensor for name, tensor in both.items() if tensor is not None})
@@ -363,7 +361,7 @@ def _refine(job: Job, numbers: list[int], words: stages.Words, stop: stopping.St
         dtype=job.dtype,
         device=job.device,
     )
-    tell = _progress(say, "refined", sum(len(job.batches[number]) for number in numbers))
+    tell = counting.lines(say, "refined", sum(len(job.batches[number]) for number in numbers))
     for finished_BCHW, number in zip(refining, numbers, strict=False):
         sheet.keep(job.folder, REFINED, number, {"finished": finished_BCHW})
         tell(len(job.batches[number]))
@@ -383,7 +381,7 @@ def _decode(
                 yield job.pictures[index].path.name, _left(job, REFINED, number)["finished"][row]
 
     images = stages.decode(job.base_model, work(), device=job.device)
-    tell = _progress(say, "picture", len(job.pictures), len(finished))
+    tell = counting.lines(say, "picture", len(job.pictures), len(finished))
     for _, _, index in missing:
         base = next(images, None)
         if base is None:  # somebody asked to stop
@@ -399,18 +397,3 @@ def _left(job: Job, stage: str, number: int) -> dict[str, Tensor]:
     if left is None:
         raise RunError(f"What was {stage} of batch {number} is gone from {job.folder.latents}. Run the same again.")
     return left
-
-
-def _progress(say: Say, what: str, total: int, done: int = 0) -> Callable[[int], None]:
-    """A counter that says "what done/total" now and then, with what is left to wait for."""
-    began, first, every = perf_counter(), done, max(1, -(-total // LINES_A_STAGE))
-
-    def tell(more: int) -> None:
-        nonlocal done
-        before, done = done, done + more
-        if done // every > before // every or done == total:
-            each = (perf_counter() - began) / (done - first)
-            left = f"  {each * (total - done):.0f} s left" if done < total else ""
-            say(f"{what:<9} {done:>{len(str(total))}}/{total}  {each:.1f} s each{left}")
-
-    return tell

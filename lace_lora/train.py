@@ -49,15 +49,8 @@ def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None
     """
     # Plan: what runs here, and why. A run that goes on keeps what was chosen when it began.
     _check_alone()
-    plan = estimate.prepare(config, say=say)
-    folder = RunFolder.of(plan.config).create()
-    settings, kept = journal.settle(config, plan.config, folder)
-    if kept:
-        plan = estimate.again(plan, settings, config.gradient_checkpointing)
-        settings = plan.config
-    dtype, device = stages.DTYPES[plan.precision], plan.machine.device
-    for line in [*([plan.banner] if plan.banner else []), str(plan), *kept]:
-        say(line)
+    plan, folder = _planned(config, say)
+    settings, dtype, device = plan.config, stages.DTYPES[plan.precision], plan.machine.device
 
     # Check: pictures and captions, and what is in the run's folder already.
     examples = cache.in_order(read_examples(settings, say))
@@ -105,6 +98,18 @@ def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None
     stopped = f"Stopped at step {done} of {settings.max_train_steps}. Run the same again to go on."
     say(f"finished  {done} steps; the adapter is {folder.adapter_weights}" if saved.is_complete else stopped)
     return saved
+
+
+def _planned(config: Config, say: Say) -> tuple[estimate.Plan, RunFolder]:
+    """The plan for what really runs, said, and the run's folder."""
+    plan = estimate.prepare(config, say=say)
+    folder = RunFolder.of(plan.config).create()
+    settings, kept = journal.settle(config, plan.config, folder)
+    if kept:
+        plan = estimate.again(plan, settings, config.gradient_checkpointing)
+    for line in [*([plan.banner] if plan.banner else []), str(plan), *kept]:
+        say(line)
+    return plan, folder
 
 
 def command(config: Config) -> list[str]:

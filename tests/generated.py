@@ -16,6 +16,7 @@ LEVELS = {
     "errors": 0,
     "file_names": 0,
     "stopping": 0,
+    "counting": 0,
     "demo": 0,
     "config": 1,
     "machine": 1,
