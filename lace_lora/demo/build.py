@@ -68,6 +68,10 @@ def assemble(work: Path, out: Path) -> None:
         # otherwise clip latents at 1.
         extra = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
         add_settings(fresh / name / "scheduler" / "scheduler_config.json", extra)
+    for config in fresh.rglob("config.json"):  # where the parts lay while they were built is nobody's affair
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rename(old)
