@@ -20,7 +20,7 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.test check
 	@echo "== Running the tests."
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 	@echo "== Running the notebooks against their stored outputs."
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:warnings notebooks
 

@@ -1,10 +1,12 @@
 """What a notebook's cells need around the verbs: errors as sentences, banners, tables, pictures, and who is there."""
 
+import gc
 import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from traceback import clear_frames
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -156,4 +158,18 @@ def _show_sentence(
     """IPython asks an error how to draw its traceback; this one answers with its sentence alone."""
     error._render_traceback_ = lambda: [str(error)]
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+    _let_go(error)
     return [str(error)]
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of an error and of what caused it.
+
+    IPython keeps the last error; its frames would keep the models in memory, and a cell that ran out of memory would
+    run out of it again.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    gc.collect()

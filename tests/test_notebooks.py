@@ -251,3 +251,37 @@ def test_stop_finishes_the_step_and_saves_and_running_the_cell_again_goes_on(tmp
         client.stop_channels()
         kernel.shutdown_kernel(now=True)
         time.sleep(0.1)
+
+
+def test_an_error_that_was_shown_keeps_no_model_in_memory():
+    """L19: run again after an out-of-memory, a cell must find the memory free."""
+    import weakref
+
+    from lace_lora import notebook
+    from lace_lora.errors import MachineError
+
+    class Model:
+        pass
+
+    held = []
+
+    def load():
+        model = Model()
+        held.append(weakref.ref(model))
+        raise RuntimeError("out of memory")
+
+    class Shell:
+        def showtraceback(self, triple, tb_offset=None):
+            self.last = triple  # as IPython does
+
+    shell = Shell()
+    try:
+        try:
+            load()
+        except RuntimeError as error:
+            raise MachineError("The GPU ran out of memory.") from error
+    except MachineError as error:
+        kept = error
+    assert held[0]() is not None
+    notebook._show_sentence(shell, MachineError, kept, kept.__traceback__)
+    assert held[0]() is None

@@ -761,11 +761,8 @@ def test_progress_is_told_in_few_lines_and_record_says_how_long_it_takes(setting
     finally:
         monkey.undo()
     lines = [line for line in said if line.startswith("step ")]
-    assert (
-        10 < len(lines) <= 30
-        and lines[-1].startswith("step 60/60  loss 0.")
-        or lines[-1].startswith("step 60/60  loss 1.")
-    )
+    assert 10 < len(lines) <= 30
+    assert lines[-1].startswith(("step 60/60  loss 0.", "step 60/60  loss 1."))
     assert len({line.index("loss") for line in lines}) == 1
     running = [record for record in records if record["state"] == "running" and record["step"] > 0]
     assert [record["step"] for record in running] == list(range(1, 61))
