@@ -68,3 +68,9 @@ def entries(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
+
+
+def public_name(model: str) -> str:
+    """A model's name as metadata may carry it: a folder by its own name, since its path tells of somebody's home."""
+    is_path = model.startswith((".", "~", "/")) or Path(model).is_dir()
+    return Path(model).expanduser().absolute().name if is_path else model

@@ -2,9 +2,11 @@
 
 <lora_output_dir>/<run_name>/
     config.yaml  run.json  log.jsonl  annotations.txt
-    checkpoints/step-000250/
+    checkpoints/step-000250/  best.json
+    samples/step-000250/sample_00.png  samples/film_strip.png  tensorboard/
     class_images/
     adapter/pytorch_lora_weights.safetensors  adapter/<run_name>.safetensors  adapter/adapter.json
+    adapter/concept_token.safetensors
     images/<sheet_name>/refined_output_000.png  base_result_000.png  images.jsonl  contact_sheet.png
     evaluation/scores.json  evaluation/base_versus_lora.png  report.html
 """
@@ -98,6 +100,30 @@ class RunFolder:
         return self.checkpoints / f"step-{step:06d}"
 
     @property
+    def best(self) -> Path:
+        """Which checkpoint had the lowest validation loss: its step and that loss."""
+        return self.root / "best.json"
+
+    @property
+    def samples(self) -> Path:
+        """Parent of the sample pictures drawn while training."""
+        return self.root / "samples"
+
+    def sample(self, step: int, number: int) -> Path:
+        """One sample picture, such as samples/step-000250/sample_00.png."""
+        return self.samples / f"step-{step:06d}" / f"sample_{number:02d}.png"
+
+    @property
+    def film_strip(self) -> Path:
+        """All sample pictures so far, one row a step."""
+        return self.samples / "film_strip.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.root / "tensorboard"
+
+    @property
     def class_images(self) -> Path:
         """Pictures that the base model drew for prior preservation."""
         return self.root / "class_images"
@@ -116,6 +142,11 @@ class RunFolder:
     def adapter_for_tools(self) -> Path:
         """The adapter in the names that ComfyUI and A1111 read."""
         return self.adapter / f"{self.name}.safetensors"
+
+    @property
+    def concept_token(self) -> Path:
+        """The learnt rows of the concept token, in the names that A1111 and ComfyUI read (clip_l, clip_g)."""
+        return self.adapter / "concept_token.safetensors"
 
     @property
     def adapter_card(self) -> Path:

@@ -1,0 +1,53 @@
+"""What the folder of a run holds, here or on Drive: asked of the files alone, so that a copy can be told from another.
+
+Every function lets an OSError through: what cannot be asked must not count as missing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lace_lora import checkpoint
+from lace_lora.run_folder import RunFolder
+
+
+def facts(run: RunFolder) -> dict[str, Any]:
+    """run.json; empty where there is none, or none that can be read."""
+    try:
+        facts = json.loads(run.record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records are of the same training: begun with the same settings and pictures, at the same time."""
+    return all(one.get(name) == other.get(name) for name in ("id", "started"))
+
+
+def holds_run(run: RunFolder) -> bool:
+    """Whether anything of a training is there."""
+    return checkpoint.size_of(run.record) is not None or checkpoint.size_of(run.log) is not None or has_learnt(run)
+
+
+def has_learnt(run: RunFolder) -> bool:
+    """Whether a training kept anything of what it learnt."""
+    return bool(checkpoint.numbered(run.checkpoints)) or checkpoint.size_of(run.adapter_weights) is not None
+
+
+def newest_step(run: RunFolder) -> int:
+    """The step of the newest whole checkpoint; 0 without one."""
+    newest, _ = checkpoint.newest(run.checkpoints)
+    return 0 if newest is None else checkpoint.number_in(newest.name) or 0
+
+
+def last_step(log: Path) -> int:
+    """The last step whose loss is logged; 0 without one."""
+    rows = [] if checkpoint.size_of(log) is None else checkpoint.read_json_lines(log)
+    return max((int(row["step"]) for row in rows if "loss" in row and "step" in row), default=0)
+
+
+def best_step(log: Path, until: int) -> int | None:
+    """The step of the lowest validation loss up to a step."""
+    rows = [row for row in checkpoint.read_json_lines(log) if "val_loss" in row and 0 < row.get("step", 0) <= until]
+    return int(min(rows, key=lambda row: row["val_loss"])["step"]) if rows else None
