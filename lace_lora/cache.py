@@ -1,59 +1,42 @@
-"""Pictures and captions encoded once, into one file; afterwards neither the VAE nor the text encoders are needed.
+"""Pictures and captions encoded once; afterwards neither the VAE nor the text encoders are needed.
 
 B batch · C latent channels (4) · H,W latent cells (px/8) · L tokens (77) · D text width (2048) · P pooled (1280)
 S size numbers (6)
 
-The file is keyed by content: a changed picture is one new entry, another model another file. Latents' mean and standard
-deviation are kept in float32, unscaled, one entry for each crop and flip.
+Entries are keyed by content: a changed picture or caption is encoded anew, and so is everything for another VAE or
+other text encoders, while another UNet changes nothing. Latents' mean and standard deviation are kept in float32,
+unscaled, one entry for each cut.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import lcm
+from itertools import groupby
 from pathlib import Path
-from time import monotonic
+from typing import Any
 
-import numpy
 from PIL import Image
 
-from lace_lora import checkpoint
+from lace_lora import checkpoint, counting, cuts, near_duplicates
+from lace_lora.cache_file import Store, open_store
+from lace_lora.cuts import Cut, Cutting
 from lace_lora.data_utils import Example, open_picture
-from lace_lora.errors import ModelError, PicturesError, RunError
-from lace_lora.families import folders, sdxl
+from lace_lora.errors import ModelError, PicturesError
+from lace_lora.families import folders, sdxl, vae
 from lace_lora.families.quiet import quiet
 
 with quiet():
     import torch
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
     from torch import Tensor
 
 Say = Callable[[str], None]
-WIDEST = 3.0  # sides of a bucket are never more than 3 : 1
-SAVE_EVERY_SECONDS = 60.0  # a cut-off while encoding loses at most this much
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Which pixels of an upright picture are learnt: it is scaled to resized_hw, then target_hw is cut out of it."""
-
-    original_hw: tuple[int, int]
-    resized_hw: tuple[int, int]
-    crop_top_left: tuple[int, int]
-    target_hw: tuple[int, int]
-    is_flipped: bool
-
-    def time_ids(self) -> Tensor:
-        """SDXL's size numbers of these pixels, float32 [6]."""
-        return sdxl.time_ids(self.original_hw, self.crop_top_left, self.target_hw)
+MB = 1024**2
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its caption and its cuts: as it is, and mirrored where flips are wanted."""
+    """One picture with its caption and its cuts; one of these is looked at at a time."""
 
     path: Path
     caption: str
@@ -61,9 +44,9 @@ class Sample:
     cuts: tuple[Cut, ...]
 
     @property
-    def bucket(self) -> tuple[int, int]:
-        """Height and width in px of its cuts."""
-        return self.cuts[0].target_hw
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        """Height and width in px of each cut."""
+        return tuple(cut.target_hw for cut in self.cuts)
 
 
 @dataclass(frozen=True)
@@ -79,41 +62,72 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cache:
-    """Everything encoded of some pictures, in memory."""
+    """Everything encoded of some pictures, on one device or streamed to it."""
 
     samples: tuple[Sample, ...]
     entries: dict[str, Tensor]
+    time_ids: dict[Cut, Tensor]
+    vae_key: str
     text_key: str
 
-    def latent_shape(self, sample: int) -> tuple[int, int, int]:
-        """C, H, W of a picture's latents."""
-        _, channels, height, width = self.entries[_latent_key(self.samples[sample], 0)].shape
+    @property
+    def size_bytes(self) -> int:
+        """Of all entries."""
+        return sum(tensor.nbytes for tensor in self.entries.values())
+
+    def latent_shape(self, sample: int, variant: int) -> tuple[int, int, int]:
+        """C, H, W of the latents of one cut of a picture."""
+        one = self.samples[sample]
+        _, channels, height, width = self.entries[_latent_key(one.sha256, one.cuts[variant], self.vae_key)].shape
         return channels, height, width
 
-    def batch(self, picks: Sequence[tuple[int, bool]], device: str) -> Batch:
-        """Pictures of one bucket, each given as (number of the sample, whether its mirrored cut is wanted)."""
-        chosen = [
-            (self.samples[number], len(self.samples[number].cuts) - 1 if is_flipped else 0)
-            for number, is_flipped in picks
-        ]
-        latents_B2CHW = torch.stack([self.entries[_latent_key(sample, cut)] for sample, cut in chosen])
-        words = [_caption_key(sample.caption, self.text_key) for sample, _ in chosen]
+    def batch(self, picks: Sequence[tuple[int, int]], device: str) -> Batch:
+        """Cuts of one bucket, each given as (number of the sample, number of its cut).
+
+        Nothing here waits for the GPU: what lies there is gathered, what does not goes there from pinned memory.
+        """
+        chosen = [(self.samples[number], self.samples[number].cuts[variant]) for number, variant in picks]
+        latents = [self.entries[_latent_key(sample.sha256, cut, self.vae_key)] for sample, cut in chosen]
+        text, pooled = zip(*(_text_keys(sample.caption, self.text_key) for sample, _ in chosen), strict=True)
+        latents_B2CHW = _gathered(latents, device)
         return Batch(
-            mean_BCHW=latents_B2CHW[:, 0].to(device),
-            std_BCHW=latents_B2CHW[:, 1].to(device),
-            text_BLD=torch.stack([self.entries[f"text/{key}"] for key in words]).to(device),
-            pooled_BP=torch.stack([self.entries[f"pooled/{key}"] for key in words]).to(device),
-            time_ids_BS=torch.stack([sample.cuts[cut].time_ids() for sample, cut in chosen]).to(device),
+            mean_BCHW=latents_B2CHW[:, 0],
+            std_BCHW=latents_B2CHW[:, 1],
+            text_BLD=_gathered([self.entries[key] for key in text], device),
+            pooled_BP=_gathered([self.entries[key] for key in pooled], device),
+            time_ids_BS=_gathered([self.time_ids[cut] for _, cut in chosen], device),
         )
+
+    def only(self, numbers: Sequence[int]) -> "Cache":
+        """The same of some of its samples, in the given order."""
+        samples = tuple(self.samples[number] for number in numbers)
+        wanted = _wanted(samples, self.vae_key, self.text_key)
+        times = {cut: self.time_ids[cut] for sample in samples for cut in sample.cuts}
+        return replace(self, samples=samples, entries={key: self.entries[key] for key in wanted}, time_ids=times)
+
+    def to_device(self, device: str, free_bytes: float, say: Say = print) -> "Cache":
+        """Copied to the GPU where it fits into what is free there, else itself, to be streamed batch by batch."""
+        size = f"{self.size_bytes / MB:.0f} MB"
+        if torch.device(device).type == "cpu":
+            return self
+        if self.size_bytes > free_bytes:
+            say(f"cache     {size} streamed ({max(0.0, free_bytes) / MB:.0f} MB are free on the GPU)")
+            return self
+        entries = {key: tensor.to(device) for key, tensor in self.entries.items()}
+        times = {cut: tensor.to(device) for cut, tensor in self.time_ids.items()}
+        say(f"cache     {size} on the GPU")
+        return replace(self, entries=entries, time_ids=times)
 
 
 def build(
     examples: Sequence[Example], model: str, resolution: int, *,
-    flips: bool, dtype: torch.dtype, device: str, cache_dir: str | Path, say: Say = print,
+    flips: bool, dtype: torch.dtype, device: str, cache_dir: str | Path, vae_model: str | None = None,
+    crop: cuts.Crop = "center", quarter_turns: bool = False, say: Say = print,
 ) -> Cache:  # fmt: skip
     """Encode what is not encoded yet and return everything of these examples.
 
-    dtype  of the text encoders; the VAE always works in float32, because SDXL's overflows to NaN in fp16
+    dtype      of the text encoders; the VAE always works in float32, because SDXL's overflows to NaN in fp16
+    vae_model  another VAE than the model's own
 
     Raises PicturesError naming the file that cannot be read or gives NaN; what was encoded until then is kept.
     """
@@ -123,138 +137,147 @@ def build(
             f"{model} is a refiner; a LoRA is trained on a base model, "
             "such as stabilityai/stable-diffusion-xl-base-1.0."
         )
-    step = bucket_step(resolution, sizes.pixel_step)
-    file = _CacheFile.open(Path(cache_dir).expanduser() / f"{_model_key(model)}.safetensors", say)
-    text_key = str(dtype).removeprefix("torch.")
+    step = cuts.bucket_step(resolution, sizes.pixel_step)
+    cutting = Cutting(resolution, step, crop, flips, quarter_turns)
+    vae_key, text_key = _keys(model, vae_model, dtype)
+    store = open_store(cache_dir, say)
     try:
-        samples = tuple(_sample(example, resolution, step, flips, file) for example in examples)
-        _encode_pictures(samples, model, device, file, say)
-        _encode_captions(samples, model, dtype, device, file, text_key, say)
+        samples = _encode_pictures(examples, cutting, model, vae_model, device, store, vae_key)
+        _encode_captions(samples, model, dtype, device, store, text_key)
     finally:  # also when a picture is refused or the person stops: what is done is done
-        file.save()
-    latents = [_latent_key(sample, cut) for sample in samples for cut in range(len(sample.cuts))]
-    words = {_caption_key(sample.caption, text_key) for sample in samples}
-    wanted = [*latents, *(f"{kind}/{key}" for kind in ("text", "pooled") for key in words)]
-    return Cache(samples, {key: file.entries[key] for key in wanted}, text_key)
+        store.save()
+    entries = store.load(_wanted(samples, vae_key, text_key))
+    store.close()
+    times = {cut: time_ids(cut) for sample in samples for cut in sample.cuts}
+    return Cache(samples, entries, times, vae_key, text_key)
+
+
+def fingerprints(
+    examples: Sequence[Example], cache_dir: str | Path, say: Say = print
+) -> list[near_duplicates.Fingerprint]:
+    """What near_duplicates compares, of each picture; decoded once, since 300 large photographs take a minute.
+
+    Raises PicturesError naming the file that cannot be read.
+    """
+    store = open_store(cache_dir, say)
+    digests = [digest_of(example.path) for example in examples]
+    paths = dict(zip(digests, (example.path for example in examples), strict=True))
+    missing = [digest for digest in paths if _print_key(digest) not in store]
+    if missing:
+        say(f"pictures  {len(missing)} to look at, for pieces that are there more than once")
+    try:
+        for digest in missing:
+            store.add(_seen(digest, open_picture(paths[digest]), store))
+    finally:
+        store.save()
+    found = [store[_print_key(digest)].numpy().copy() for digest in digests]
+    store.close()
+    return found
+
+
+def time_ids(cut: Cut) -> Tensor:
+    """SDXL's size numbers of a cut's pixels, float32 [6]."""
+    return sdxl.time_ids(cut.original_hw, cut.crop_top_left, cut.target_hw)
 
 
 def in_order(examples: Iterable[Example]) -> list[Example]:
     """Examples by content and caption: chance is drawn by place, so a renamed file must not change its place."""
-    return sorted(examples, key=lambda one: (_digest_of(one.path), one.caption))
+    return sorted(examples, key=lambda one: (digest_of(one.path), one.caption))
 
 
 def data_digest(examples: Iterable[Example]) -> str:
     """sha256 (hex) of the pictures' contents and captions, whatever their folder or order."""
-    rows = sorted(f"{_digest_of(example.path)}\t{example.caption}" for example in examples)
+    rows = sorted(f"{digest_of(example.path)}\t{example.caption}" for example in examples)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-# -- which pixels --
+# -- encoding --
 
 
-def bucket_step(resolution: int, pixel_step: int) -> int:
-    """Sides of buckets are multiples of this: 64 px as SDXL was trained (16 below 512 px), if the model can take it."""
-    return lcm(64 if resolution >= 512 else 16, pixel_step)
+def _encode_pictures(
+    examples: Sequence[Example], cutting: Cutting, model: str, vae_model: str | None, device: str, store: Store,
+    vae_key: str,
+) -> tuple[Sample, ...]:  # fmt: skip
+    """The VAE alone in memory, float32, one cut at a time, so that a latent never depends on its neighbours.
 
-
-def buckets(resolution: int, step: int) -> list[tuple[int, int]]:
-    """All (height, width) of about resolution² px and at most 3 : 1; never more px than resolution²."""
-    square = max(step, resolution // step * step)
-    found = {(square, square)}
-    for short in range(step, square + 1, step):
-        long = resolution * resolution // short // step * step
-        if short <= long <= WIDEST * short:
-            found |= {(short, long), (long, short)}
-    return sorted(found)
-
-
-def cut_of(width: int, height: int, resolution: int, step: int, is_flipped: bool = False) -> Cut:
-    """The cut of an upright picture of this size: the bucket of the nearest shape, from the middle.
-
-    A mirrored cut comes from the mirrored picture, so its left edge is what was on the right.
+    A picture that was never seen is opened once, for its size, its fingerprint and its pixels.
     """
-    shape = width / height
-    target_h, target_w = min(
-        buckets(resolution, step), key=lambda hw: (max(shape * hw[0] / hw[1], hw[1] / (shape * hw[0])), -hw[0] * hw[1])
+    paths = {digest_of(example.path): example.path for example in examples}
+
+    def is_whole(digest: str) -> bool:
+        found = _cuts(digest, cutting, store)
+        return bool(found) and all(_latent_key(digest, cut, vae_key) in store for cut in found)
+
+    missing = [digest for digest in paths if not is_whole(digest)]
+    store.say(f"pictures  {len(paths) - len(missing)} encoded before, {len(missing)} to encode")
+    if missing:
+        encoder = _load_vae(model, vae_model, device)
+        tell = counting.lines(store.say, "encoded", len(missing))
+        for digest in missing:
+            picture = open_picture(paths[digest])
+            store.add(_seen(digest, picture, store))
+            _encode_cuts(picture, paths[digest], digest, _cuts(digest, cutting, store), encoder, store, vae_key)
+            tell(1)
+        del encoder
+        sdxl.give_back_memory()
+    digests = [digest_of(example.path) for example in examples]
+    return tuple(
+        Sample(example.path, example.caption, digest, _cuts(digest, cutting, store))
+        for example, digest in zip(examples, digests, strict=True)
     )
-    scale = max(target_h / height, target_w / width)
-    resized_h, resized_w = max(target_h, round(height * scale)), max(target_w, round(width * scale))
-    top, left = (resized_h - target_h) // 2, (resized_w - target_w) // 2
-    if is_flipped:
-        left = resized_w - target_w - left
-    return Cut((height, width), (resized_h, resized_w), (top, left), (target_h, target_w), is_flipped)
 
 
-def pixels_of(picture: Image.Image, cut: Cut) -> Tensor:
-    """The cut's pixels, CHW, float32, -1..1."""
-    resized_h, resized_w = cut.resized_hw
-    (top, left), (target_h, target_w) = cut.crop_top_left, cut.target_hw
-    scaled = picture.resize((resized_w, resized_h), Image.Resampling.LANCZOS)
-    if cut.is_flipped:
-        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels_HWC = numpy.asarray(scaled.crop((left, top, left + target_w, top + target_h)), dtype=numpy.float32)
-    return torch.from_numpy(pixels_HWC / 127.5 - 1).permute(2, 0, 1).contiguous()
+def _encode_cuts(
+    picture: Image.Image, path: Path, digest: str, wanted: Sequence[Cut], encoder: Any, store: Store, vae_key: str
+) -> None:
+    """Those cuts of one picture that are not there yet; it is scaled once for all cuts of one size."""
+    missing = [cut for cut in dict.fromkeys(wanted) if _latent_key(digest, cut, vae_key) not in store]
+    for _, same in groupby(sorted(missing, key=lambda cut: cut.scaled_hw), key=lambda cut: cut.scaled_hw):
+        of_one_size = list(same)
+        scaled = cuts.scaled(picture, of_one_size[0])
+        for cut in of_one_size:
+            mean_1CHW, std_1CHW = sdxl.encode_images(encoder, cuts.cut_out(scaled, cut)[None])
+            latents_2CHW = torch.cat([mean_1CHW, std_1CHW])
+            if not bool(torch.isfinite(latents_2CHW).all()):
+                raise PicturesError(
+                    f"{path} gives NaN or infinity in the VAE. "
+                    "Take it out of the folder, or save it anew, and run again."
+                )
+            store.add({_latent_key(digest, cut, vae_key): latents_2CHW})
 
 
-# -- inside --
+def _encode_captions(
+    samples: Sequence[Sample], model: str, dtype: torch.dtype, device: str, store: Store, text_key: str
+) -> None:
+    """The text encoders alone in memory; each distinct caption once."""
+    captions = dict.fromkeys(sample.caption for sample in samples)
+    missing = [one for one in captions if not all(key in store for key in _text_keys(one, text_key))]
+    store.say(f"captions  {len(captions) - len(missing)} encoded before, {len(missing)} to encode")
+    if not missing:
+        return
+    text = sdxl.load_text(model, dtype, device)
+    for caption in missing:
+        encoded = sdxl.encode_captions(text, [caption])
+        if not bool(torch.isfinite(encoded.text_BLD).all() and torch.isfinite(encoded.pooled_BP).all()):
+            raise PicturesError(
+                f"The caption {caption!r} gives NaN in the text encoders. "
+                "Set mixed_precision to bf16 or no, and run again."
+            )
+        store.add(dict(zip(_text_keys(caption, text_key), (encoded.text_BLD[0], encoded.pooled_BP[0]), strict=True)))
+    del text
+    sdxl.give_back_memory()
 
 
-@dataclass
-class _CacheFile:
-    """The file's entries in memory; written whole and atomically, so it is the old one or the new one."""
-
-    path: Path
-    entries: dict[str, Tensor]
-    is_changed: bool = False
-    saved_at: float = 0.0
-
-    @classmethod
-    def open(cls, path: Path, say: Say) -> "_CacheFile":
-        entries: dict[str, Tensor] = {}
-        try:
-            if path.is_file():
-                with safe_open(path, framework="pt") as file:
-                    entries = {key: file.get_tensor(key) for key in file.keys()}
-        except (OSError, SafetensorError) as error:
-            say(f"The cache {path} cannot be read ({error}); pictures and captions are encoded again.")
-        return cls(path, entries, saved_at=monotonic())
-
-    def add(self, entries: dict[str, Tensor]) -> None:
-        self.entries |= {key: tensor.detach().to("cpu").contiguous() for key, tensor in entries.items()}
-        self.is_changed = True
-        if monotonic() - self.saved_at > SAVE_EVERY_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        if not self.is_changed:
-            return
-
-        def write(partial: Path) -> None:
-            save_file(self.entries, partial)
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-
-        try:
-            checkpoint.write_file(self.path, write)
-        except RunError as error:
-            reason = error.__cause__ or error
-            raise RunError(f"The cache {self.path} cannot be written ({reason}). Choose another cache_dir.") from error
-        self.is_changed, self.saved_at = False, monotonic()
+def _load_vae(model: str, vae_model: str | None, device: str) -> Any:
+    if vae_model is None:
+        return sdxl.load_vae(model, torch.float32, device)
+    return vae.load(vae_model, sdxl.layout(model), torch.float32, device)
 
 
-def _sample(example: Example, resolution: int, step: int, flips: bool, file: _CacheFile) -> Sample:
-    """Look at one picture; its size is kept beside its latents, so that a second run need not decode it."""
-    digest = _digest_of(example.path)
-    if f"size/{digest}" not in file.entries:
-        width, height = open_picture(example.path).size
-        file.add({f"size/{digest}": torch.tensor([width, height])})
-    width, height = file.entries[f"size/{digest}"].tolist()
-    sides = (False, True) if flips else (False,)
-    cuts = tuple(cut_of(width, height, resolution, step, is_flipped) for is_flipped in sides)
-    return Sample(example.path, example.caption, digest, cuts)
+# -- what is known of a picture --
 
 
-def _digest_of(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """sha256 of a picture's file. Raises PicturesError where it cannot be read."""
     try:
         facts = path.stat()
@@ -270,66 +293,79 @@ def _read_digest(path: Path, size: int, changed_ns: int) -> str:
     return checkpoint.sha256(path)
 
 
-def _encode_pictures(samples: Sequence[Sample], model: str, device: str, file: _CacheFile, say: Say) -> None:
-    """The VAE alone in memory, float32, one picture at a time, so that a latent never depends on its neighbours."""
-    missing = [
-        sample
-        for sample in samples
-        if any(_latent_key(sample, cut) not in file.entries for cut in range(len(sample.cuts)))
-    ]
-    say(f"pictures  {len(samples) - len(missing)} encoded before, {len(missing)} to encode")
-    if not missing:
-        return
-    vae = sdxl.load_vae(model, torch.float32, device)
-    for number, sample in enumerate(missing, start=1):
-        picture = open_picture(sample.path)
-        for index, cut in enumerate(sample.cuts):
-            mean_1CHW, std_1CHW = sdxl.encode_images(vae, pixels_of(picture, cut)[None])
-            latents_2CHW = torch.cat([mean_1CHW, std_1CHW])
-            if not bool(torch.isfinite(latents_2CHW).all()):
-                raise PicturesError(
-                    f"{sample.path} gives NaN or infinity in the VAE. "
-                    "Take it out of the folder, or save it anew, and run again."
-                )
-            file.add({_latent_key(sample, index): latents_2CHW})
-        if number % -(-len(missing) // 5) == 0:
-            say(f"pictures  {number}/{len(missing)} encoded")
-    del vae
-    sdxl.give_back_memory()
+def _seen(digest: str, picture: Image.Image, store: Store) -> dict[str, Tensor]:
+    """What is kept of a picture that was opened, so that it need not be opened again: its size, its fingerprint."""
+    size_key, print_key = _size_key(digest), _print_key(digest)
+    found: dict[str, Tensor] = {}
+    if size_key not in store:
+        found[size_key] = torch.tensor(picture.size)
+    if print_key not in store:
+        found[print_key] = torch.from_numpy(near_duplicates.fingerprint(picture).copy())
+    return found
 
 
-def _encode_captions(
-    samples: Sequence[Sample], model: str, dtype: torch.dtype, device: str, file: _CacheFile, text_key: str, say: Say
-) -> None:
-    """The text encoders alone in memory; each distinct caption once."""
-    captions = dict.fromkeys(sample.caption for sample in samples)
-    missing = [caption for caption in captions if f"text/{_caption_key(caption, text_key)}" not in file.entries]
-    say(f"captions  {len(captions) - len(missing)} encoded before, {len(missing)} to encode")
-    if not missing:
-        return
-    text = sdxl.load_text(model, dtype, device)
-    for caption in missing:
-        encoded = sdxl.encode_captions(text, [caption])
-        if not bool(torch.isfinite(encoded.text_BLD).all() and torch.isfinite(encoded.pooled_BP).all()):
-            raise PicturesError(
-                f"The caption {caption!r} gives NaN in the text encoders. "
-                "Set mixed_precision to bf16 or no, and run again."
-            )
-        key = _caption_key(caption, text_key)
-        file.add({f"text/{key}": encoded.text_BLD[0], f"pooled/{key}": encoded.pooled_BP[0]})
-    del text
-    sdxl.give_back_memory()
+def _cuts(digest: str, cutting: Cutting, store: Store) -> tuple[Cut, ...]:
+    """The cuts of a picture; none where its size is not known yet."""
+    if _size_key(digest) not in store:
+        return ()
+    width, height = store[_size_key(digest)].tolist()
+    return cuts.cuts_of(width, height, cutting)
 
 
-def _model_key(model: str) -> str:
-    return f"{sdxl.FAMILY}-{hashlib.sha256(folders.identity(model).encode()).hexdigest()[:24]}"
+# -- keys --
 
 
-def _latent_key(sample: Sample, index: int) -> str:
-    cut = sample.cuts[index]
+def _keys(model: str, vae_model: str | None, dtype: torch.dtype) -> tuple[str, str]:
+    """What names the VAE, and what names the text encoders and their precision: their contents, never their folder."""
+    lines = folders.identity(model).splitlines()
+    encoder = vae.identity(vae_model) if vae_model else "\n".join(one for one in lines if one.startswith("vae/"))
+    text = "\n".join(one for one in lines if not one.startswith("vae/"))
+    vae_key, text_key = (f"{sdxl.FAMILY}-{_short_digest(one)}" for one in (encoder, text))
+    return vae_key, f"{text_key}-{str(dtype).removeprefix('torch.')}"
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _wanted(samples: Sequence[Sample], vae_key: str, text_key: str) -> list[str]:
+    """Each key that these samples need, once."""
+    latents = [_latent_key(sample.sha256, cut, vae_key) for sample in samples for cut in sample.cuts]
+    return list(dict.fromkeys([*latents, *(key for one in samples for key in _text_keys(one.caption, text_key))]))
+
+
+def _latent_key(digest: str, cut: Cut, vae_key: str) -> str:
     place = "-".join(str(number) for number in (*cut.resized_hw, *cut.crop_top_left, *cut.target_hw))
-    return f"latents/{sample.sha256}/{place}{'-flipped' if cut.is_flipped else ''}"
+    turned = f"-turned{90 * cut.quarter_turns}" if cut.quarter_turns else ""
+    return f"latents/{vae_key}/{digest}/{place}{turned}{'-flipped' if cut.is_flipped else ''}"
 
 
-def _caption_key(caption: str, text_key: str) -> str:
-    return f"{hashlib.sha256(caption.encode()).hexdigest()}/{text_key}"
+def _text_keys(caption: str, text_key: str) -> tuple[str, str]:
+    digest = hashlib.sha256(caption.encode()).hexdigest()
+    return f"text/{text_key}/{digest}", f"pooled/{text_key}/{digest}"
+
+
+def _size_key(digest: str) -> str:
+    return f"size/{digest}"
+
+
+def _print_key(digest: str) -> str:
+    return f"fingerprint/{_fingerprint_kind()}/{digest}"
+
+
+@lru_cache(maxsize=1)
+def _fingerprint_kind() -> str:
+    """Names how fingerprints are made, by that of a drawn picture: those made otherwise are never compared."""
+    wedge = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    return hashlib.sha256(near_duplicates.fingerprint(wedge).tobytes()).hexdigest()[:8]
+
+
+# -- to the device --
+
+
+def _gathered(tensors: Sequence[Tensor], device: str) -> Tensor:
+    """Side by side on the device; from memory to a GPU without waiting for it."""
+    together = torch.stack(list(tensors))
+    if together.device.type == "cpu" and torch.device(device).type == "cuda":
+        return together.pin_memory().to(device, non_blocking=True)
+    return together.to(device)

@@ -4,8 +4,9 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import lcm
 from pathlib import Path
 from typing import Any
@@ -144,14 +145,16 @@ def weight_variant(folder: str | Path, wants_half: bool) -> str | None:
     return "fp16" if half and (wants_half or len(half) == len(names)) else None
 
 
-def identity(model: str) -> str:
+def identity(model: str, parts: Collection[str] = ()) -> str:
     """A text that differs wherever the VAE, a text encoder or a tokenizer does: it keys what they have computed.
+
+    parts  other parts that are to count instead, such as ["unet"]
 
     All SDXL models have files of the same size, so contents are compared; Hugging Face's cache names files by theirs.
     """
     folder = Path(model_folder(model))
-    parts = [part for part in parts_of(folder) if part not in ("unet", "scheduler")]
-    files = sorted(path for part in parts for path in (folder / part).iterdir() if path.is_file())
+    counted = parts or [part for part in parts_of(folder) if part not in ("unet", "scheduler")]
+    files = sorted(path for part in counted for path in (folder / part).iterdir() if path.is_file())
     return "\n".join(f"{path.parent.name}/{path.name} {_content(path)}" for path in files)
 
 
@@ -159,7 +162,14 @@ def _content(path: Path) -> str:
     real = path.resolve()
     if real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name):
         return real.name
-    with open(real, "rb") as file:
+    facts = real.stat()
+    return _digest(real, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    """Read once in a session: a plain folder's text encoders are 3 GB."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -20,6 +20,7 @@ from lace_lora.families.quiet import quiet
 with quiet():
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers.models import Transformer2DModel
     from safetensors import SafetensorError
     from torch import Tensor
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -27,7 +28,14 @@ with quiet():
 
 FAMILY = "sdxl"
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-_TARGETS = {"attention": _ATTENTION, "attention+ff": [*_ATTENTION, "ff.net.0.proj", "ff.net.2"]}
+_FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
+_CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
+_TARGETS = {
+    "attention": _ATTENTION,
+    "attention+ff": [*_ATTENTION, *_FEED_FORWARD],
+    "attention+ff+conv": [*_ATTENTION, *_FEED_FORWARD, *_CONVOLUTIONS],
+    "up_blocks": [r"up_blocks\..*\.(to_q|to_k|to_v|to_out\.0)"],  # a pattern for the whole name
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,13 @@ class Encoded:
 def load_unet(model: str, dtype: torch.dtype, device: str) -> Any:
     """The frozen UNet in the given dtype. Raises ModelError where it is missing or damaged."""
     return _load(UNet2DConditionModel, model, "unet", {"torch_dtype": dtype}, dtype).to(device)
+
+
+def empty_unet(model: str) -> Any:
+    """The UNet's layers without weights, on the meta device: for filling from elsewhere, and for counting."""
+    config = part_config(model_folder(model), "unet")
+    with quiet(), torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
 
 
 def load_vae(model: str, dtype: torch.dtype, device: str) -> Any:
@@ -111,6 +126,21 @@ def training_scheduler(model: str) -> DDPMScheduler:
     return DDPMScheduler(**values, clip_sample=False)
 
 
+def checkpoint_activations(unet: Any, mode: str) -> None:
+    """Which activations are computed again in the backward pass instead of kept: none, transformers, or full (all).
+
+    At 1024 px `transformers` saves all but the convolutions' for a third more work; `full` those too, for a bit more.
+    """
+    if mode == "none":
+        unet.disable_gradient_checkpointing()
+        return
+    unet.enable_gradient_checkpointing()
+    if mode == "transformers":
+        for module in unet.modules():
+            if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
+                module.gradient_checkpointing = False
+
+
 def give_back_memory() -> None:
     """Let go of what deleted models held, so that the next one finds room."""
     gc.collect()
@@ -137,6 +167,11 @@ def encode_captions(text: TextParts, captions: Sequence[str]) -> Encoded:
 
     Longer captions are cut at 77 tokens; see words_cut. Tests compare with StableDiffusionXLPipeline.encode_prompt.
     """
+    return read_captions(text, captions)
+
+
+def read_captions(text: TextParts, captions: Sequence[str]) -> Encoded:
+    """The same with gradients, for encoders that are trained."""
     hidden_BLd, pooled_BP = [], None
     for tokenizer, encoder in zip(text.tokenizers, text.encoders, strict=True):
         ids_BL = tokenizer(
@@ -255,7 +290,7 @@ def base_dtype(unet: Any) -> torch.dtype:
 
 
 def lora_targets(kind: str) -> list[str]:
-    """Endings of the module names that get a LoRA: attention has 560 in SDXL's UNet, attention+ff 700."""
+    """Endings of the module names that get a LoRA, or one pattern: attention has 560 in SDXL's UNet, +ff 700."""
     return list(_TARGETS[kind])
 
 

@@ -13,8 +13,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OURS = "an SDXL LoRA in diffusers' names"
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-_PLACE = re.compile(r"unet\.(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?(attentions|resnets)\.(\d+)\.(.+)")
+# The learnt rows of a concept token in our state, and as A1111 and ComfyUI call them in an SDXL embedding.
+TOKEN_ROWS = {"text_encoder.concept_token": "clip_l", "text_encoder_2.concept_token": "clip_g"}
+_A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+_PARTS = ("unet.", "text_encoder.", "text_encoder_2.")
+_PLACE = re.compile(
+    r"unet\.(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
+_RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "time_emb_proj": "emb_layers.1",
+}
 # What a set of keys looks like, in words that a person can search for; the first that fits is named.
 _FORMATS = (
     (r"(unet|text_encoder):\d+:(up|down)", "an SD 1.5 LoRA in the format of the early `lora` package"),
@@ -30,7 +41,8 @@ _FORMATS = (
 
 def format_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The format and family of a LoRA file in words, by its keys and shapes; OURS for one that we can read."""
-    strange = [name for name in shapes if not (name.startswith("unet.") and name.endswith((_A, _B)))]
+    ours = (_A, _B, _MAGNITUDE)
+    strange = [name for name in shapes if not (name.startswith(_PARTS) and name.endswith(ours))]
     if not shapes:
         return "an empty file"
     if strange:
@@ -45,7 +57,8 @@ def format_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def pairs(state: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
     """A and B of each layer, by the layer's name. Raises AdapterError for a tensor without its other half."""
-    names = {name.removesuffix(_A).removesuffix(_B) for name in state}
+    names = {name.removesuffix(_A).removesuffix(_B) for name in state if name.endswith((_A, _B))}
+    names |= {name.removesuffix(_MAGNITUDE) for name in state if name.endswith(_MAGNITUDE)}
     alone = sorted(name for name in names if f"{name}{_A}" not in state or f"{name}{_B}" not in state)
     if alone:
         raise AdapterError(
@@ -57,21 +70,37 @@ def pairs(state: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
 def for_tools(state: "Mapping[str, Tensor]", alpha: float, layers_per_block: int) -> "dict[str, Tensor]":
     """The same LoRA in the names that ComfyUI, A1111 and kohya read: three tensors a layer, with its alpha.
 
-    diffusers' convert_state_dict_to_kohya is not used: it writes alpha = rank whatever alpha is.
+    alpha  that these tools divide by the rank: with rsLoRA larger than the setting, by √rank
+
+    With DoRA a fourth, dora_scale: the length of each output's row. diffusers' convert_state_dict_to_kohya is not used:
+    it writes alpha = rank whatever alpha is.
     """
     renamed: dict[str, Any] = {}
-    for name, (down, up) in pairs(state).items():
-        key = "lora_unet_" + original_place(name, layers_per_block).replace(".", "_")
+    layers = pairs(state)
+    for name, (down, up) in layers.items():
+        key = _tools_key(name, layers_per_block)
         renamed |= {
             f"{key}.lora_down.weight": down,
             f"{key}.lora_up.weight": up,
             f"{key}.alpha": down.new_tensor(float(alpha)),
         }
-    if len(renamed) != 3 * len(state) // 2:
-        raise AdapterError(
-            f"{3 * len(state) // 2 - len(renamed)} tensors of the LoRA got the same name for other tools."
-        )
+        magnitude = state.get(f"{name}{_MAGNITUDE}")
+        if magnitude is not None:
+            renamed[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (down.dim() - 1))
+    lost = len(layers) - sum(key.endswith(".alpha") for key in renamed)
+    if lost:
+        raise AdapterError(f"{lost} layers of the LoRA got the same name for other tools.")
     return renamed
+
+
+def _tools_key(name: str, layers_per_block: int) -> str:
+    """lora_unet_… with the UNet's original places, lora_te1_… and lora_te2_… for the text encoders."""
+    part, _, place = name.partition(".")
+    if part != "unet":
+        number = {"text_encoder": 1, "text_encoder_2": 2}[part]
+        root = place if place.startswith("text_model.") else f"text_model.{place}"
+        return f"lora_te{number}_{root}".replace(".", "_")
+    return "lora_unet_" + original_place(name, layers_per_block).replace(".", "_")
 
 
 def original_place(name: str, layers_per_block: int) -> str:
@@ -84,6 +113,13 @@ def original_place(name: str, layers_per_block: int) -> str:
     if not found:
         raise AdapterError(f"{name} has no name for other tools; only layers inside the blocks of an SDXL UNet have.")
     part, level, kind, layer, rest = found.groups()
+    if kind == "resnets":
+        rest = _RESNET[rest]
+    if kind == "downsamplers":
+        return f"input_blocks.{(int(level) + 1) * (layers_per_block + 1)}.0.op"
+    if kind == "upsamplers":
+        # Behind the attention, where the level has one: the last level alone has none, and no upsampler either.
+        return f"output_blocks.{int(level) * (layers_per_block + 1) + layers_per_block}.2.conv"
     inner = 0 if kind == "resnets" else 1
     if part == "mid_block":
         return f"middle_block.{2 * int(layer) + inner}.{rest}"

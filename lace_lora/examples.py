@@ -1,0 +1,92 @@
+"""The pictures and captions of a run: read and checked, what the model reads of the words, and who is held out."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lace_lora import cache, data_utils, near_duplicates
+from lace_lora.config import Config
+from lace_lora.data_utils import Example
+from lace_lora.errors import PicturesError, SettingsError
+from lace_lora.families import sdxl
+from lace_lora.run_folder import RunFolder
+
+Say = Callable[[str], None]
+
+
+def read(settings: Config, say: Say) -> list[Example]:
+    """Pictures with captions, from annotations.txt, which is written first where the folder has none.
+
+    Raises SettingsError or PicturesError where a caption lacks the concept token: its picture would teach the style to
+    prompts that do not ask for it.
+    """
+    if settings.concept_token.casefold() not in settings.instance_prompt.casefold():
+        raise SettingsError(
+            f"instance_prompt {settings.instance_prompt!r} does not hold the concept token {settings.concept_token}. "
+            f"Write for example: a photo of {settings.concept_token}"
+        )
+    types, images_dir = set(settings.image_types), Path(settings.images_dir).expanduser()
+    path = images_dir / "annotations.txt"
+    if not path.is_file():
+        # A folder that cannot be written to (shared with you, read only) gets its captions in the run's folder.
+        path = path if os.access(images_dir, os.W_OK) else RunFolder.of(settings).annotations
+        data_utils.create_annotations(images_dir, settings.instance_prompt, types, file=path, say=say)
+        say(f"captions  written to {path}")
+    examples = data_utils.read_annotations(path, images_dir)
+    without = [one.path.name for one in examples if settings.concept_token.casefold() not in one.caption.casefold()]
+    if without:
+        raise PicturesError(
+            f"{len(without)} of {len(examples)} captions in {path} do not hold the concept token "
+            f"{settings.concept_token} (first: {without[0]}). "
+            "Add it to them, or set concept_token to the word that they use."
+        )
+    listed = {one.path.resolve() for one in examples}
+    unlisted = [one.name for one in data_utils.list_images(images_dir, types) if one.resolve() not in listed]
+    if unlisted:
+        say(
+            f"! {len(unlisted)} pictures have no line in {path} and are left out (first: {unlisted[0]}); "
+            "`lace-lora annotate` adds them."
+        )
+    return cache.in_order(examples)
+
+
+def apart(examples: Sequence[Example], settings: Config, at_most: int, say: Say) -> tuple[list[int], list[int]]:
+    """Numbers of the examples to learn, and of those held out: whole groups of pictures of one piece.
+
+    at_most  held-out pictures; more would only make each look at them longer
+    """
+    everything = list(range(len(examples)))
+    wished = min(int(settings.validation_fraction * len(examples)), at_most)
+    if not settings.validate_every or not settings.validation_fraction:
+        return everything, []
+    if not wished:
+        say(f"held out  none: {settings.validation_fraction:g} of {len(examples)} pictures is less than one")
+        return everything, []
+    groups = near_duplicates.groups(cache.fingerprints(examples, settings.cache_dir, say))
+    content = [cache.digest_of(one.path) for one in examples]
+    out = set(near_duplicates.held_out(groups, wished / len(examples), settings.seed, content))
+    if not out:
+        say("held out  none: all pictures show one piece, so none can stand aside")
+    alike = sum(len(group) for group in groups if len(group) > 1)
+    same = f"; {alike} pictures show a piece more than once and stay together" if alike else ""
+    if out:
+        say(f"held out  {len(out)} of {len(examples)} pictures, never learnt, to tell when to stop{same}")
+    return [number for number in everything if number not in out], sorted(out)
+
+
+def word_notes(settings: Config, examples: Sequence[Example]) -> list[str]:
+    """How the model reads the words: the parts of the concept token, and the ends of captions that it never sees."""
+    tokenizers = sdxl.load_tokenizers(settings.pretrained_model)
+    parts = sdxl.count_tokens(tokenizers, settings.concept_token)
+    reads = f"is read as plain text of {parts} tokens"
+    if settings.learn_concept_token:
+        reads = f"becomes a word of its own, which begins as {settings.class_prompt!r}"
+    notes = [f"concept   {settings.concept_token} {reads}"]
+    cut = {one.path.name: words for one in examples if (words := sdxl.words_cut(tokenizers, one.caption))}
+    if cut:
+        name, words = next(iter(cut.items()))
+        notes.append(
+            f"! {len(cut)} captions are too long and lose their end (first: {name} loses {words!r}). "
+            "Shorten them in annotations.txt."
+        )
+    return notes
