@@ -1,31 +1,34 @@
-"""The LoRA: put it on a UNet, save it for diffusers and for other tools, load it with care, fuse it for generation.
+"""An adapter: what was learnt, as files for diffusers and for other tools, loaded with care, fused for generation.
 
-A LoRA adds scale · alpha / rank · B·A to a weight W; A is [rank, in], B is [out, rank] and begins at zero.
 Names inside are PEFT's with diffusers' prefix: unet.<module>.lora_A.weight. They are saved unconverted, because
 diffusers' own converters mix two styles, and loaders then drop part of the tensors with only a warning.
 """
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint, schedule
-from lace_lora.errors import AdapterError, ModelError
-from lace_lora.families import quiet
+from lace_lora import checkpoint
+from lace_lora import lora as layers
+from lace_lora.errors import AdapterError
+from lace_lora.families import quiet, sdxl
 from lace_lora.families import sdxl_names as naming
+from lace_lora.file_names import public_name
+from lace_lora.lora import Shape as Shape
+from lace_lora.lora import attach as attach
+from lace_lora.lora import parameters as parameters
+from lace_lora.lora import state_of as state_of
 from lace_lora.run_folder import RunFolder
 
 with quiet.quiet():
     import torch
-    from peft import LoraConfig
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
     from safetensors.torch import save as as_safetensors
-    from torch import Tensor, nn
+    from torch import Tensor
 
-NAME = "default"  # PEFT's name of the one adapter that we train
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
 FACTS_KEY = "lace_lora"  # where our own facts stand, so that a file that was copied alone still tells what it is
 
@@ -39,6 +42,10 @@ class AdapterFacts:
     rank: int
     alpha: float
     lora_targets: tuple[str, ...]
+    use_dora: bool = False
+    use_rslora: bool = False
+    train_text_encoder: bool = False
+    learns_token: bool = False
     concept_token: str = ""
     instance_prompt: str = ""
     class_prompt: str = ""
@@ -51,10 +58,15 @@ class AdapterFacts:
     settings_digest: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def strength(self) -> float:
+        """What B·A is multiplied by."""
+        return layers.strength_of(self.rank, self.alpha, self.use_rslora)
+
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA as loaded: its facts and its tensors (float32, PEFT's names with the prefix unet.)."""
+    """What was learnt, as loaded: its facts, and its tensors by name (float32), a learnt token's rows among them."""
 
     facts: AdapterFacts
     state: Mapping[str, Tensor] = field(repr=False)
@@ -66,6 +78,16 @@ class Adapter:
         return checkpoint.sha256(self.path)
 
     @property
+    def token_rows(self) -> dict[str, Tensor]:
+        """The learnt embeddings of the concept token, [1, width] for each text encoder; empty where none is learnt."""
+        return {name: one for name, one in self.state.items() if name in naming.TOKEN_ROWS}
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether prompts are read otherwise than by the base model alone."""
+        return self.facts.train_text_encoder or bool(self.token_rows)
+
+    @property
     def is_complete(self) -> bool:
         """False for an adapter of a training that was stopped before its last step."""
         return self.facts.is_complete
@@ -74,13 +96,16 @@ class Adapter:
         """Facts as (name, value) for a table."""
         facts = self.facts
         size = sum(tensor.numel() for tensor in self.state.values())
+        count = sum(name.endswith(layers.A) for name in self.state)
+        kind = "".join([", DoRA" if facts.use_dora else "", ", rsLoRA" if facts.use_rslora else ""])
+        token = f"{facts.concept_token or 'none'}{' (learnt)' if facts.learns_token else ''}"
         return [
             ("adapter", str(self.path)),
             ("base model", facts.base_model),
-            ("concept token", facts.concept_token or "none"),
+            ("concept token", token),
             (
                 "rank, alpha",
-                f"{facts.rank}, {facts.alpha:g} ({len(self.state) // 2} layers, {size / 1e6:.2f} million numbers)",
+                f"{facts.rank}, {facts.alpha:g}{kind} ({count} layers, {size / 1e6:.2f} million numbers)",
             ),
             (
                 "trained",
@@ -99,71 +124,13 @@ class Adapter:
         return _html_table(self.rows())
 
 
-# -- training --
-
-
-def attach(unet: Any, rank: int, alpha: float, targets: list[str], seed: int) -> dict[str, nn.Parameter]:
-    """Put a LoRA on the UNet's modules that end in one of `targets`; return its parameters by name, float32.
-
-    A is drawn from (seed, name of the module) uniformly within ±1/sqrt(in), as PEFT and kohya draw it; B is zero.
-    Raises ModelError where a target is nowhere in the UNet.
-    """
-    modules = [name for name, _ in unet.named_modules()]
-    absent = [target for target in targets if not any(name.endswith(f".{target}") for name in modules)]
-    if absent:
-        raise ModelError(
-            f"This UNet has no layers called {', '.join(absent)}, so it cannot get this LoRA. Choose an SDXL base."
-        )
-    with quiet.quiet():
-        unet.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0), adapter_name=NAME
-        )
-    found = parameters(unet)
-    for name, parameter in found.items():
-        parameter.data = parameter.data.float()  # fp16 masters cannot be unscaled, and lose small updates
-        if ".lora_A." in name:
-            bound = 1 / math.sqrt(parameter[0].numel())
-            drawn = torch.empty(parameter.shape).uniform_(
-                -bound, bound, generator=schedule.generator(seed, "lora", name)
-            )
-            parameter.data.copy_(drawn)
-        else:
-            parameter.data.zero_()
-    return found
-
-
-def parameters(unet: Any) -> dict[str, nn.Parameter]:
-    """The LoRA's parameters by the name under which they are saved."""
-    found = {name: parameter for name, parameter in unet.named_parameters() if f".{NAME}." in name}
-    return {f"unet.{name.replace(f'.{NAME}.', '.')}": parameter for name, parameter in found.items()}
-
-
-def state_of(unet: Any) -> dict[str, Tensor]:
-    """A copy of the LoRA's tensors on the CPU, float32."""
-    return {
-        name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in parameters(unet).items()
-    }
-
-
-def restore(unet: Any, state: Mapping[str, Tensor]) -> None:
-    """Give the LoRA on the UNet these values. Raises AdapterError unless names and shapes are exactly the same."""
-    found = parameters(unet)
-    wrong = sorted(found.keys() ^ state.keys()) or [name for name in found if found[name].shape != state[name].shape]
-    if wrong:
-        raise AdapterError(
-            f"The saved LoRA does not fit the one that is trained ({len(wrong)} tensors differ, first: {wrong[0]})."
-        )
-    with torch.no_grad():
-        for name, parameter in found.items():
-            parameter.copy_(state[name])
-
-
 # -- files --
 
 
 def save(state: Mapping[str, Tensor], folder: RunFolder, facts: AdapterFacts) -> Adapter:
-    """Write the three files of an adapter, each complete or as it was before: for diffusers, for other tools, the card.
+    """Write the files of an adapter, each complete or as it was before: for diffusers, for other tools, the card.
 
+    The rows of a learnt token get a file of their own, which A1111 and ComfyUI read as an embedding.
     Raises AdapterError if a number is not finite: such an adapter would only draw black pictures.
     """
     state = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in sorted(state.items())}
@@ -171,11 +138,17 @@ def save(state: Mapping[str, Tensor], folder: RunFolder, facts: AdapterFacts) ->
     if bad:
         raise AdapterError(f"The LoRA holds NaN or infinity ({len(bad)} tensors, first: {bad[0]}), so it is not saved.")
     header = _header(facts, folder.name)
-    peft = {f"unet.{name}": value for name, value in _peft_facts(facts).items()}
-    own = header | {METADATA_KEY: json.dumps(peft, sort_keys=True)}
-    others = naming.for_tools(state, facts.alpha, facts.layers_per_block)
-    checkpoint.write_bytes(folder.adapter_weights, _bytes_of(state, own))
+    rows = {naming.TOKEN_ROWS[name]: one for name, one in state.items() if name in naming.TOKEN_ROWS}
+    lora = {name: one for name, one in state.items() if name not in naming.TOKEN_ROWS}
+    parts = sorted({name.partition(".")[0] for name in lora})
+    peft = {f"{part}.{name}": value for part in parts for name, value in _peft_facts(facts, part).items()}
+    others = naming.for_tools(lora, facts.strength * facts.rank, facts.layers_per_block)
+    checkpoint.write_bytes(
+        folder.adapter_weights, _bytes_of(lora, header | {METADATA_KEY: json.dumps(peft, sort_keys=True)})
+    )
     checkpoint.write_bytes(folder.adapter_for_tools, _bytes_of(others, header))
+    if rows:
+        checkpoint.write_bytes(folder.concept_token, _bytes_of(rows, header))
     checkpoint.write_json(folder.adapter_card, asdict(facts))
     return Adapter(facts, state, folder.adapter_weights)
 
@@ -208,38 +181,35 @@ def load(path: str | Path) -> Adapter:
         raise AdapterError(
             f"{file} is damaged or no safetensors file ({str(error).splitlines()[0]}). Copy or train it again."
         ) from error
-    facts = _facts_of(file, header, shapes)
+    facts = _with_path(_facts_of(file, header, shapes), file)
     _check_facts(file, facts, state)
-    return Adapter(facts, state, file)
+    return Adapter(facts, state | _token_rows(file, facts), file)
 
 
 def fuse(unet: Any, adapter: Adapter, scale: float = 1.0) -> None:
-    """Add the LoRA to the UNet's own weights: no extra work in each step, and no second copy of anything.
+    """Add the LoRA to the UNet's own weights, `scale` times as strongly as it was trained.
 
     Raises AdapterError unless every tensor finds its layer with the right shape; the UNet is then unchanged.
     """
-    modules = dict(unet.named_modules())
-    pairs = naming.pairs(adapter.state)
-    for name, (down, up) in pairs.items():
-        layer = modules.get(name.removeprefix("unet."))
-        weight = getattr(layer, "weight", None)
-        if weight is None or weight.shape[:2] != (up.shape[0], down.shape[1]):
-            shape = (
-                "no such layer"
-                if weight is None
-                else f"shape {tuple(weight.shape)}, not {(up.shape[0], down.shape[1])}"
-            )
+    _fuse_all({"unet": unet}, adapter, scale)
+
+
+def fuse_text(text: sdxl.TextParts, adapter: Adapter, scale: float = 1.0) -> None:
+    """The same for the text encoders, where they were trained too."""
+    _fuse_all(dict(zip(("text_encoder", "text_encoder_2"), text.encoders, strict=True)), adapter, scale)
+
+
+def _fuse_all(modules: Mapping[str, Any], adapter: Adapter, scale: float) -> None:
+    learnt = {part: layers.layers_of(adapter.state, part) for part in modules}
+    for part, module in modules.items():
+        misfit = layers.misfit(module, learnt[part])
+        if misfit:
             raise AdapterError(
-                f"{adapter.path} does not fit this base model: {name} ({shape}). "
+                f"{adapter.path} does not fit this base model: {part}.{misfit}. "
                 f"It was made for {adapter.facts.base_model}; use that model, or train a new adapter."
             )
-    strength = scale * adapter.facts.alpha / adapter.facts.rank
-    with torch.no_grad():
-        for name, (down, up) in pairs.items():
-            weight = modules[name.removeprefix("unet.")].weight
-            # On the layer's own device and in float32, so that rounding happens once.
-            added = up.to(weight.device).flatten(1) @ down.to(weight.device).flatten(1)
-            weight.copy_((weight.float() + strength * added.view(weight.shape)).to(weight.dtype))
+    for part, module in modules.items():
+        layers.fuse(module, learnt[part], scale * adapter.facts.strength)
 
 
 # -- inside --
@@ -288,6 +258,31 @@ def _facts_of(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[
     return AdapterFacts("sdxl", "not stated in the file", rank, float(peft.get("unet.lora_alpha", rank)), targets)
 
 
+def _with_path(facts: AdapterFacts, file: Path) -> AdapterFacts:
+    """Headers go to strangers and name the base model only; the card beside a run's file says where it lies."""
+    try:
+        card = json.loads((file.parent / RunFolder(file.parent.parent).adapter_card.name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return facts
+    same = public_name(str(card.get("base_model", ""))) == facts.base_model
+    return replace(facts, base_model=card["base_model"]) if same else facts
+
+
+def _token_rows(file: Path, facts: AdapterFacts) -> dict[str, Tensor]:
+    """The rows of a learnt token, from the file beside the LoRA's."""
+    if not facts.learns_token:
+        return {}
+    beside = file.parent / RunFolder(file.parent.parent).concept_token.name
+    try:
+        found = load_file(beside)
+        return {name: found[key].float() for name, key in naming.TOKEN_ROWS.items()}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise AdapterError(
+            f"{file} was trained with a word of its own, {facts.concept_token}, and {beside.name} beside it cannot be "
+            f"read ({error}). Copy both files, or train again."
+        ) from error
+
+
 def _check_facts(file: Path, facts: AdapterFacts, state: Mapping[str, Tensor]) -> None:
     if facts.family != "sdxl":
         raise AdapterError(
@@ -304,27 +299,29 @@ def _check_facts(file: Path, facts: AdapterFacts, state: Mapping[str, Tensor]) -
             )
 
 
-def _peft_facts(facts: AdapterFacts) -> dict[str, Any]:
+def _peft_facts(facts: AdapterFacts, part: str) -> dict[str, Any]:
     """What diffusers hands to LoraConfig. Only names that every PEFT since 0.15 knows: it refuses any other."""
+    targets = list(facts.lora_targets) if part == "unet" else list(layers.TEXT_TARGETS)
     return {
         "r": facts.rank,
         "lora_alpha": facts.alpha,
-        "target_modules": list(facts.lora_targets),
+        "target_modules": targets[0] if len(targets) == 1 else targets,  # a pattern stands alone
         "rank_pattern": {},  # diffusers 0.39 looks these two up
         "alpha_pattern": {},
         "lora_dropout": 0.0,
         "bias": "none",
-        "use_dora": False,
-        "use_rslora": False,
+        "use_dora": facts.use_dora,
+        "use_rslora": facts.use_rslora,
     }
 
 
 def _header(facts: AdapterFacts, title: str) -> dict[str, str]:
     """What other tools show of a LoRA (ModelSpec 1.0.0 and kohya's ss_ names), and our own facts as JSON."""
+    base_model = public_name(facts.base_model)  # where it lies on this machine is nobody's business
     predicts = {"epsilon": "epsilon", "v_prediction": "v"}[facts.prediction_type]
     return {
         "format": "pt",
-        FACTS_KEY: json.dumps(asdict(facts), sort_keys=True),
+        FACTS_KEY: json.dumps(asdict(facts) | {"base_model": base_model}, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
         "modelspec.implementation": "diffusers",
@@ -333,10 +330,10 @@ def _header(facts: AdapterFacts, title: str) -> dict[str, str]:
         "modelspec.prediction_type": predicts,
         "modelspec.trigger_phrase": facts.concept_token,
         "ss_base_model_version": "sdxl_base_v1-0",
-        "ss_sd_model_name": facts.base_model,
+        "ss_sd_model_name": base_model,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(facts.rank),
-        "ss_network_alpha": f"{facts.alpha:g}",
+        "ss_network_alpha": f"{facts.strength * facts.rank:g}",
         "ss_resolution": f"({facts.resolution}, {facts.resolution})",
         "ss_steps": str(facts.step),
         "ss_output_name": title,

@@ -20,7 +20,9 @@ from lace_lora.config import Config
 from lace_lora.errors import ModelError, RunError
 from lace_lora.families import folders
 from lace_lora.families import sdxl as family
+from lace_lora.families import vae as other_vae
 from lace_lora.families.folders import identity
+from lace_lora.file_names import public_name as public_name
 from lace_lora.machine import Machine
 from lace_lora.run_folder import RunFolder, SheetFolder
 from lace_lora.sampling import Refining, Sampling, make_scheduler, refiner_begin
@@ -29,6 +31,7 @@ from lace_lora.sheet import Generation as Generation
 # Pictures that pass through all stages together. Each model is loaded once a group: once in all for any usual sheet,
 # and for a sheet of 100,000 the encoded prompts and latents still fit in memory and on the disk.
 GROUP = 240
+UNET = ["unet"]
 DRAWN, REFINED = "drawn", "refined"  # stages that leave latents
 
 Say = Callable[[str], None]
@@ -40,6 +43,7 @@ class Job:
 
     base_model: str
     refiner_model: str
+    vae_model: str | None
     lora: adapters.Adapter
     lora_scale: float
     sampling: Sampling
@@ -126,10 +130,15 @@ def compare_all(
     width, height = _size(settings, lora, base_model)
     count, negatives = stages.batch_size(base_model, width, height, machine), [settings.negative_prompt] * len(asked)
     batches = stages.in_batches(told, negatives, drawn_from, width, height, count)
-    words = stages.encode_prompts(base_model, stages.texts_of(batches), dtype=dtype, device=device)
     sampled = Sampling(settings.scheduler, settings.num_inference_steps, settings.guidance_scale)
     latents: list[Tensor] = []
+    words: stages.Words = {}
     for lora_scale in (0.0, settings.lora_scale):
+        if not words or lora.changes_text:
+            with_text = lora if lora_scale and lora.changes_text else None
+            words = stages.encode_prompts(
+                base_model, stages.texts_of(batches), lora=with_text, lora_scale=lora_scale, dtype=dtype, device=device
+            )
         say(f"drawing {len(asked)} pictures with lora_scale {lora_scale:g}")
         for drawn in stages.denoise(
             base_model, batches, words, sampled, lora=lora, lora_scale=lora_scale, dtype=dtype, device=device
@@ -138,7 +147,7 @@ def compare_all(
 
     # Pictures, in pairs.
     named = zip([f"{prompt!r} with seed {seed}" for prompt, seed in asked * 2], latents, strict=True)
-    images = list(stages.decode(base_model, named, device=device))
+    images = list(stages.decode(base_model, named, device=device, vae_model=settings.vae_model))
     base, styled = images[: len(asked)], images[len(asked) :]
     cuts = [slice(start, start + len(seeds)) for start in range(0, len(asked), len(seeds))]
     return [(base[cut], styled[cut]) for cut in cuts]
@@ -165,13 +174,20 @@ def prepare(config: Config, machine: Machine, say: Say = print) -> Job:
         say(f"! This adapter's training was stopped at step {lora.facts.step}; lace-lora train goes on with it.")
 
     wanted = _pictures(config, lora, base_model, refiner_model, precision, say)
-    _say_lost_words(base_model, wanted, say)
-    models = [identity(model) for model in (base_model, refiner_model) if model]
+    texts = dict.fromkeys(text for one in wanted for text in (one.prompt, one.negative_prompt))
+    tokenizers = family.load_tokenizers(base_model)
+    for line in queries.too_long({text: end for text in texts if (end := family.words_cut(tokenizers, text))}):
+        say(line)
+    models = [
+        text for model in (base_model, refiner_model) if model for text in (identity(model), identity(model, UNET))
+    ]
+    models += [other_vae.identity(config.vae_model)] if config.vae_model else []
     folder, placed = sheet.place(run, config.sheet_name, wanted, models)
     count = stages.batch_size(base_model, placed[0].width, placed[0].height, machine)
     return Job(
         base_model=base_model,
         refiner_model=refiner_model,
+        vae_model=config.vae_model,
         lora=lora,
         lora_scale=config.lora_scale,
         sampling=Sampling(config.scheduler, config.num_inference_steps, config.guidance_scale),
@@ -182,12 +198,6 @@ def prepare(config: Config, machine: Machine, say: Say = print) -> Job:
         pictures=tuple(placed),
         batches=sheet.batches_of(folder, len(placed), count),
     )
-
-
-def public_name(model: str) -> str:
-    """A model's name as metadata may carry it: a folder by its own name, since its path tells of somebody's home."""
-    is_path = model.startswith((".", "~", "/")) or Path(model).is_dir()
-    return Path(model).expanduser().absolute().name if is_path else model
 
 
 def _base_model(config: Config, lora: adapters.Adapter, say: Say) -> str:
@@ -279,17 +289,6 @@ def _pictures(
     ]
 
 
-def _say_lost_words(base_model: str, wanted: Sequence[Generation], say: Say) -> None:
-    """Name the words that do not fit into 75 tokens: the model never sees them."""
-    tokenizers = family.load_tokenizers(base_model)
-    texts = dict.fromkeys(text for one in wanted for text in (one.prompt, one.negative_prompt))
-    cut = {text: lost for text in texts if (lost := family.words_cut(tokenizers, text))}
-    for text, lost in list(cut.items())[:5]:
-        say(f"! Too long for the model (75 tokens): {text[:40]!r} … loses its end: {lost[:200]!r}")
-    if len(cut) > 5:
-        say(f"! {len(cut) - 5} more prompts are too long.")
-
-
 # -- making it --
 
 
@@ -308,19 +307,30 @@ def _make(
     to_draw = [number for number in group if sheet.kept(job.folder, DRAWN, number) is None]
     to_refine = [number for number in group if job.refining and sheet.kept(job.folder, REFINED, number) is None]
     told = [job.batch(number) for number in to_draw] + [job.batch(number, for_refiner=True) for number in to_refine]
-    if told:
-        words = stages.encode_prompts(job.base_model, stages.texts_of(told), dtype=job.dtype, device=job.device)
-        if to_draw:
-            _draw(job, to_draw, words, stop, say)
-        if to_refine and not stop.asked:
-            _refine(job, to_refine, words, stop, say)
-        del words
+    # Where the adapter changed how prompts are read, the base's are read with it and the refiner's without.
+    ways = [told] if not job.lora.changes_text else [told[: len(to_draw)], told[len(to_draw) :]]
+    words = [_read(job, batches, place == 0) for place, batches in enumerate(ways) if batches or place == 0]
+    if to_draw:
+        _draw(job, to_draw, words[0], stop, say)
+    if to_refine and not stop.asked:
+        _refine(job, to_refine, words[-1], stop, say)
+    del words
     if not stop.asked:
         yield from _decode(job, group, finished, stop, say)
     if not stop.asked:
         for stage in (DRAWN, REFINED):
             for number in group:
                 sheet.forget(job.folder, stage, number)
+
+
+def _read(job: Job, batches: list[stages.Batch], with_lora: bool) -> stages.Words:
+    """Prompts and negative prompts of some batches, encoded; nothing is loaded for none."""
+    if not batches:
+        return {}
+    lora, texts = job.lora if with_lora and job.lora.changes_text else None, stages.texts_of(batches)
+    return stages.encode_prompts(
+        job.base_model, texts, lora=lora, lora_scale=job.lora_scale, dtype=job.dtype, device=job.device
+    )
 
 
 def _draw(job: Job, numbers: list[int], words: stages.Words, stop: stopping.Stop, say: Say) -> None:
@@ -380,7 +390,7 @@ def _decode(
             if job.refining is not None:
                 yield job.pictures[index].path.name, _left(job, REFINED, number)["finished"][row]
 
-    images = stages.decode(job.base_model, work(), device=job.device)
+    images = stages.decode(job.base_model, work(), device=job.device, vae_model=job.vae_model)
     tell = counting.lines(say, "picture", len(job.pictures), len(finished))
     for _, _, index in missing:
         base = next(images, None)

@@ -1,7 +1,7 @@
 """What to draw: prompts shared out over pictures, with the concept token for the base, without it for the refiner."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 # What a class prompt says before it comes to what is shown: "a photo of a painting".
@@ -75,6 +75,15 @@ def refiner_prompt(prompt: str, concept_token: str, class_prompt: str) -> str:
 def token_pattern(concept_token: str) -> str:
     """A regular expression for the token as a word of its own ("sks" is not in "asks"); case is ignored, as by CLIP."""
     return rf"(?<!\w){re.escape(concept_token)}(?!\w)"
+
+
+def too_long(lost: Mapping[str, str]) -> list[str]:
+    """Lines about texts that do not fit into 75 tokens, given with the end of each that the model never sees."""
+    lines = [
+        f"! Too long for the model (75 tokens): {text[:40]!r} … loses its end: {end[:200]!r}"
+        for text, end in list(lost.items())[:5]
+    ]
+    return lines if len(lost) <= 5 else [*lines, f"! {len(lost) - 5} more prompts are too long."]
 
 
 def _one_line(text: str) -> str:

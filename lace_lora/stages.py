@@ -14,7 +14,6 @@ S size numbers (6 for the base, 5 for the refiner). Widths come from the model's
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,13 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora.errors import MachineError, ModelError
+from lace_lora import tokens
+from lace_lora.errors import ModelError
 from lace_lora.families import sdxl as family
+from lace_lora.families import vae as other_vae
 from lace_lora.families.folders import Layout
 from lace_lora.machine import Machine
+from lace_lora.mishaps import check_finite, out_of_memory
 from lace_lora.sampling import Refining, Sampling, begin_at, make_scheduler, noise, refiner_begin
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -60,8 +62,18 @@ class Drawn:
 # -- the four stages --
 
 
-def encode_prompts(model: str, prompts: Iterable[str], *, dtype: torch.dtype, device: str) -> dict[str, family.Encoded]:
+def encode_prompts(
+    model: str,
+    prompts: Iterable[str],
+    *,
+    lora: "adapters.Adapter | None" = None,
+    lora_scale: float = 1.0,
+    dtype: torch.dtype,
+    device: str,
+) -> dict[str, family.Encoded]:
     """Every different prompt as the UNets read it, on the CPU. The refiner takes the second encoder's part of it.
+
+    lora  where it changed the text encoders or learnt a word: for the base's prompts only, the refiner never saw it
 
     One prompt at a time: in a batch the last bits would depend on the neighbours, and a sheet that is finished later
     has others.
@@ -69,6 +81,10 @@ def encode_prompts(model: str, prompts: Iterable[str], *, dtype: torch.dtype, de
     with out_of_memory("reading the prompts"):
         text = family.load_text(model, dtype, device)
         try:
+            if lora is not None and lora.facts.train_text_encoder:
+                adapters.fuse_text(text, lora, lora_scale)
+            if lora is not None and lora.token_rows:
+                tokens.put_in(text, lora.facts.concept_token, lora.token_rows)
             encoded = {prompt: family.encode_captions(text, [prompt]) for prompt in sorted(set(prompts))}
             return {name: family.Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for name, one in encoded.items()}
         finally:
@@ -107,6 +123,18 @@ def denoise(
             family.give_back_memory()
 
 
+def denoise_with(
+    unet: Any, model: str, batches: Iterable[Batch], words: Words, sampling: Sampling, *, device: str
+) -> Iterator[Drawn]:
+    """The same with a UNet that is in memory already, such as the one being trained with its LoRA on it.
+
+    model  whose UNet it is: its layout and its schedule
+    """
+    net = _Net(unet, model, family.layout(model), device)
+    for batch in batches:
+        yield _draw(net, batch, words, sampling, None)
+
+
 def refine(
     model: str,
     work: Iterable[tuple[Batch, Tensor]],
@@ -135,16 +163,20 @@ def refine(
             family.give_back_memory()
 
 
-def decode(model: str, work: Iterable[tuple[str, Tensor]], *, device: str) -> Iterator[Image.Image]:
+def decode(
+    model: str, work: Iterable[tuple[str, Tensor]], *, device: str, vae_model: str | None = None
+) -> Iterator[Image.Image]:
     """Latents to pictures, one at a time. SDXL's VAE overflows to NaN in fp16, so it runs in fp32.
 
-    work  a name for each picture, used when it fails, and its latents CHW
+    work       a name for each picture, used when it fails, and its latents CHW
+    vae_model  another VAE than the model's own
 
     Raises MachineError naming a picture that is not finite; nothing is ever replaced by black.
     """
     with out_of_memory("turning latents into pictures"):
         sizes = family.layout(model)
-        vae = family.load_vae(model, torch.float32, device)
+        vae = other_vae.load(vae_model, sizes, torch.float32, device) if vae_model else None
+        vae = vae or family.load_vae(model, torch.float32, device)
         try:
             for name, latents_CHW in work:
                 latents_BCHW = family.unscale_latents(latents_CHW[None].to(device=device, dtype=torch.float32), sizes)
@@ -171,6 +203,7 @@ def draw_plain(
     dtype: torch.dtype,
     device: str,
     batch: int = 1,
+    vae_model: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Iterator[Image.Image]:
     """Pictures of the base model alone, no LoRA and no refiner: class pictures for prior preservation.
@@ -187,7 +220,7 @@ def draw_plain(
         finished += drawn.finished_BCHW
     say(f"drawn {len(finished)} pictures of {width} × {height} px")
     named = [(f"{prompt!r} with seed {seed}", one) for prompt, seed, one in zip(prompts, seeds, finished, strict=True)]
-    yield from decode(model, named, device=device)
+    yield from decode(model, named, device=device, vae_model=vae_model)
 
 
 # -- what the stages are given --
@@ -228,34 +261,6 @@ def check_pair(base_model: str, refiner_model: str) -> None:
         raise ModelError(
             f"The refiner {refiner_model} does not fit the base {base_model}: their latents or texts differ in shape. "
             "Choose the refiner that belongs to this base, or refine none."
-        )
-
-
-# -- what goes wrong --
-
-
-@contextmanager
-def out_of_memory(doing: str) -> Iterator[None]:
-    """Turn running out of memory into a MachineError that names what to try next."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        on_gpu = isinstance(error, torch.OutOfMemoryError)
-        if not on_gpu and not isinstance(error, MemoryError) and "allocate memory" not in str(error):
-            raise
-        raise MachineError(
-            f"{'The GPU' if on_gpu else 'This computer'} ran out of memory while {doing}. Next to try: smaller width "
-            "and height, mixed_precision fp16 on a GPU, or refine none. What is finished is kept; run again to go on."
-        ) from error
-
-
-def check_finite(tensor_B: Tensor, names: Sequence[str], doing: str) -> None:
-    """Raises MachineError naming the pictures whose numbers overflowed."""
-    bad = [name for name, one in zip(names, tensor_B, strict=True) if not bool(torch.isfinite(one).all())]
-    if bad:
-        raise MachineError(
-            f"{', '.join(bad)} became NaN while {doing}, so there is no picture to write. "
-            "Next to try: mixed_precision no (fp32), a smaller lora_scale, or a smaller guidance_scale."
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageChops
+from safetensors.torch import load_file, save_file
 
 from lace_lora import checkpoint, inference, pictures, run_folder, sheet, stages
 from lace_lora.config import Config, load
@@ -235,6 +236,30 @@ def test_the_same_request_makes_nothing_again_and_another_takes_the_next_free_na
         monkeypatch.setattr(sdxl, name, None)
     again = quiet_run(asked(num_images=2))
     assert again == first and files_of(first[0].path.parent) == before
+
+
+def test_another_unet_or_vae_of_the_same_name_makes_another_sheet(
+    asked: Asked, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    """P19: pictures of two models are never taken for one sheet. One number of a file differs, and no name or size."""
+    vae = tmp_path / "vae"
+    shutil.copytree(tiny_sdxl / "vae", vae)
+    weights = next(vae.glob("*.safetensors"))
+    tensors = {name: one + (name == "decoder.conv_out.bias") for name, one in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    own = quiet_run(asked(num_images=1, refine="none"))
+    other = quiet_run(asked(num_images=1, refine="none", vae_model=str(vae)))
+    assert own[0].path.parent != other[0].path.parent
+    assert ImageChops.difference(picture_at(own[0].path), picture_at(other[0].path)).getbbox()
+
+    refiner = tmp_path / "refiner" / Path(asked().refiner_model).name
+    shutil.copytree(asked().refiner_model, refiner)
+    before = quiet_run(asked(num_images=1, refiner_model=str(refiner)))
+    data = bytearray((refiner / "unet/diffusion_pytorch_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (refiner / "unet/diffusion_pytorch_model.safetensors").write_bytes(data)
+    after = quiet_run(asked(num_images=1, refiner_model=str(refiner)))
+    assert before[0].path.parent != after[0].path.parent
 
 
 @pytest.mark.parametrize(

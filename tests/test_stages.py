@@ -47,11 +47,11 @@ def lora(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> adapters.
 def made_lora(model: Path, folder: RunFolder, **facts: Any) -> adapters.Adapter:
     unet = sdxl.load_unet(str(model), torch.float32, "cpu")
     targets = sdxl.lora_targets("attention")
-    adapters.attach(unet, 4, 8, targets, seed=3)
+    adapters.attach(unet, "unet", adapters.Shape(4, 8, "attention"), 3)
     generator = torch.Generator().manual_seed(4)
     state = {
         name: tensor if ".lora_A." in name else 0.1 * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in adapters.state_of(unet).items()
+        for name, tensor in adapters.state_of({"unet": unet}).items()
     }
     known = {"family": "sdxl", "base_model": str(model), "rank": 4, "alpha": 8, "lora_targets": tuple(targets)}
     return adapters.save(state, folder, adapters.AdapterFacts(**known | {"versions": {"lace_lora": "0"}} | facts))

@@ -1,0 +1,200 @@
+"""The LoRA on a model's layers: put on for training, read and set, and fused into the weights for generation.
+
+A LoRA adds strength · B·A to a weight W, strength being alpha / rank, or alpha / √rank with rsLoRA; A is [rank, in], B
+[out, rank] and begins at zero. DoRA then gives each output's row its own learnt length: m · W' / ‖W'‖.
+Names are those of files: the part (unet, text_encoder, text_encoder_2), then PEFT's without its adapter's name.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lace_lora import schedule
+from lace_lora.errors import ModelError
+from lace_lora.families import quiet, sdxl
+
+with quiet.quiet():
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+    from torch import Tensor, nn
+
+NAME = "default"  # PEFT's name of the one adapter that we train
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a LoRA is like. `targets` is the setting lora_targets, for the UNet; text encoders learn their attention."""
+
+    rank: int
+    alpha: float
+    targets: str
+    use_dora: bool = False
+    use_rslora: bool = False
+
+    @property
+    def strength(self) -> float:
+        """What B·A is multiplied by."""
+        return strength_of(self.rank, self.alpha, self.use_rslora)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The LoRA of one layer."""
+
+    down: Tensor  # A: [rank, in], or [rank, in, height, width] of a convolution
+    up: Tensor  # B: [out, rank], or [out, rank, 1, 1]
+    magnitude: Tensor | None  # of DoRA: as many numbers as outputs
+
+
+def strength_of(rank: int, alpha: float, use_rslora: bool) -> float:
+    """alpha / rank, or alpha / √rank (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732)."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+# -- training --
+
+
+def attach(module: Any, part: str, shape: Shape, seed: int) -> dict[str, nn.Parameter]:
+    """Put a LoRA on a UNet or a text encoder; return its parameters by the names of files, float32.
+
+    A is drawn from (seed, name of the module) uniformly within ±1/sqrt(in), as PEFT and kohya draw it; B is zero.
+    Raises ModelError where a target is nowhere in the module.
+    """
+    targets = list(TEXT_TARGETS) if part != "unet" else sdxl.lora_targets(shape.targets)
+    _check_targets(module, targets)
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        target_modules=targets[0] if _is_pattern(targets) else targets,
+        lora_dropout=0.0,
+        use_dora=shape.use_dora,
+        use_rslora=shape.use_rslora,
+    )
+    with quiet.quiet():
+        if part == "unet":
+            module.add_adapter(config, adapter_name=NAME)
+        else:
+            inject_adapter_in_model(config, module, adapter_name=NAME)
+    found = parameters({part: module})
+    layers = dict(module.named_modules())
+    for name, parameter in found.items():
+        parameter.data = parameter.data.float()  # fp16 masters cannot be unscaled, and lose small updates
+        _begin(name, parameter, layers, part, seed)
+    return found
+
+
+def parameters(modules: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    """The LoRA's parameters of all parts by the names of files."""
+    found = {}
+    for part, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if f".{NAME}." in name:
+                plain = name.replace(f".{NAME}.", ".")
+                # PEFT's files name a magnitude without its last part.
+                found[f"{part}.{plain.removesuffix('.weight') if MAGNITUDE in plain else plain}"] = parameter
+    return found
+
+
+def state_of(modules: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A copy of the LoRA's tensors on the CPU, float32."""
+    return {name: one.detach().to("cpu", torch.float32, copy=True) for name, one in parameters(modules).items()}
+
+
+# -- generation --
+
+
+def layers_of(state: Mapping[str, Tensor], part: str) -> dict[str, Learnt]:
+    """The LoRA of each layer of a part, by the layer's name in the module; both halves must be there."""
+    prefix = f"{part}."
+    names = [
+        name.removeprefix(prefix).removesuffix(A) for name in state if name.startswith(prefix) and name.endswith(A)
+    ]
+    return {
+        name: Learnt(state[f"{prefix}{name}{A}"], state[f"{prefix}{name}{B}"], state.get(f"{prefix}{name}{MAGNITUDE}"))
+        for name in names
+    }
+
+
+def misfit(module: Any, learnt: Mapping[str, Learnt]) -> str | None:
+    """The first layer that a LoRA does not fit, with the reason, or None."""
+    modules = dict(module.named_modules())
+    for name, one in learnt.items():
+        weight = getattr(modules.get(name), "weight", None)
+        shape = (one.up.shape[0], *one.down.shape[1:])
+        if weight is None:
+            return f"{name} (no such layer)"
+        if tuple(weight.shape) != shape:
+            return f"{name} (shape {tuple(weight.shape)}, not {shape})"
+    return None
+
+
+@torch.no_grad()
+def fuse(module: Any, learnt: Mapping[str, Learnt], strength: float) -> None:
+    """Add a LoRA to the weights of a module: no extra work in each step, and no second copy of anything.
+
+    strength  of B·A; with DoRA the learnt lengths count whole, whatever it is, as in PEFT
+    """
+    modules = dict(module.named_modules())
+    for name, one in learnt.items():
+        weight = modules[name].weight
+        weight.copy_(fused(weight, one, strength).to(weight.dtype))
+
+
+def fused(weight: Tensor, one: Learnt, strength: float) -> Tensor:
+    """A weight with its LoRA, float32, on the weight's device, so that rounding happens once."""
+    up, down = (half.to(weight.device, torch.float32) for half in (one.up, one.down))
+    together = weight.float() + strength * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+    if one.magnitude is None:
+        return together
+    sides = (-1, *[1] * (weight.dim() - 1))
+    length = together.flatten(1).norm(dim=1).view(sides)
+    return together * (one.magnitude.to(weight.device, torch.float32).view(sides) / length)
+
+
+# -- inside --
+
+
+def _check_targets(module: Any, targets: Sequence[str]) -> None:
+    names = [name for name, _ in module.named_modules()]
+    absent = [target for target in targets if not any(_is_meant(name, target, targets) for name in names)]
+    if absent:
+        raise ModelError(
+            f"This UNet has no layers called {', '.join(absent)}, so it cannot get this LoRA. Choose an SDXL base."
+        )
+
+
+def _is_meant(name: str, target: str, targets: Sequence[str]) -> bool:
+    return bool(re.fullmatch(target, name)) if _is_pattern(targets) else name.endswith(f".{target}")
+
+
+def _is_pattern(targets: Sequence[str]) -> bool:
+    return len(targets) == 1 and "(" in targets[0]
+
+
+def _begin(name: str, parameter: nn.Parameter, layers: Mapping[str, Any], part: str, seed: int) -> None:
+    """First values, by place: so that they are the same whatever else was drawn before."""
+    if name.endswith(A):
+        bound = 1 / math.sqrt(parameter[0].numel())
+        chance = schedule.generator(seed, "lora", name)
+        parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=chance))
+    elif name.endswith(B):
+        parameter.data.zero_()
+    else:  # each row begins with the length that it has, so that nothing changes yet
+        layer = layers[name.removeprefix(f"{part}.").removesuffix(MAGNITUDE)]
+        weight = _plain_weight(layer.get_base_layer())
+        parameter.data.copy_(weight.flatten(1).norm(dim=1).view(parameter.shape))
+
+
+def _plain_weight(layer: Any) -> Tensor:
+    """A layer's weight in float32, also of a 4-bit one."""
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        return layer.weight.detach().float()
+    import bitsandbytes
+
+    whole: Tensor = bitsandbytes.functional.dequantize_4bit(layer.weight.data, state)
+    return whole.float()
