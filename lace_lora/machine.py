@@ -34,6 +34,7 @@ class Machine:
     free_ram_gb: float
     free_disk_gb: float
     cpu_cores: int
+    gpu_count: int = 1  # of the kind that is named, where one is
 
     @classmethod
     def here(cls, drive_mount_path: str = "/content/drive", disk: str | Path | None = None) -> "Machine":
@@ -41,7 +42,7 @@ class Machine:
 
         disk  a folder on the disk to measure; without one, where base models are kept once they are downloaded
         """
-        gpu_name, vram_gb, capability = _gpu()
+        gpu_name, vram_gb, capability, gpu_count = _gpu()
         memory = psutil.virtual_memory()
         return cls(
             is_colab=in_colab(),
@@ -53,6 +54,7 @@ class Machine:
             free_ram_gb=memory.available / GIB,
             free_disk_gb=shutil.disk_usage(_nearest_folder(Path(disk or models_folder()))).free / GIB,
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            gpu_count=gpu_count,
         )
 
     @property
@@ -94,6 +96,13 @@ class Machine:
     @property
     def _capability_text(self) -> str:
         return ".".join(str(part) for part in self.capability)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch and the libraries below it say it in many ways."""
+    text = str(error)
+    says_so = any(part in text for part in ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or says_so
 
 
 def in_colab() -> bool:
@@ -147,20 +156,23 @@ def mount_drive(drive_mount_path: str, readonly: bool = False) -> tuple[Path, st
     return Path(drive_mount_path), f"Drive is mounted at {drive_mount_path}."
 
 
-def _gpu() -> tuple[str | None, float, tuple[int, int]]:
-    """Name, memory in GiB and compute capability of the first CUDA device; torch is asked only where a driver is."""
+def _gpu() -> tuple[str | None, float, tuple[int, int], int]:
+    """Name, memory in GiB and compute capability of the first CUDA device, and how many there are.
+
+    torch is asked only where a driver is.
+    """
     has_driver = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")
     if not has_driver and "torch" not in sys.modules:
-        return None, 0.0, (0, 0)
+        return None, 0.0, (0, 0), 0
     try:
         import torch
 
         if torch.cuda.is_available():
             found = torch.cuda.get_device_properties(0)
-            return found.name, found.total_memory / GIB, (found.major, found.minor)
+            return found.name, found.total_memory / GIB, (found.major, found.minor), torch.cuda.device_count()
     except (ImportError, RuntimeError):
         pass  # a driver without a usable device is a machine without a GPU
-    return None, 0.0, (0, 0)
+    return None, 0.0, (0, 0), 0
 
 
 def _has_module(name: str) -> bool:

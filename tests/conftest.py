@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import random
 from pathlib import Path
 
 import numpy
@@ -50,6 +51,35 @@ def lace_folder(tmp_path: Path) -> Path:
     return draw_lace(tmp_path / "pictures")
 
 
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same six, drawn once for all tests of training."""
+    return draw_lace(tmp_path_factory.mktemp("train") / "pictures")
+
+
+@pytest.fixture
+def settings(tiny_sdxl: Path, pictures: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """Ten updates of two pictures with a small SDXL; the cache is shared by all tests."""
+    from lace_lora import config
+
+    return config.load(
+        preset="none",
+        pretrained_model=str(tiny_sdxl),
+        images_dir=str(pictures),
+        lora_output_dir=str(tmp_path / "out"),
+        cache_dir=str(tmp_path_factory.getbasetemp() / "shared_cache"),
+        resolution=64,
+        rank=4,
+        alpha=8,
+        max_train_steps=10,
+        train_batch_size=2,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-3,
+        checkpoint_every=5,
+        log_with="none",
+    )
+
+
 def draw_lace(folder: Path, sizes: tuple[tuple[int, int], ...] | None = None) -> Path:
     """Draw one jpg for each (width, height)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +92,20 @@ def draw_lace(folder: Path, sizes: tuple[tuple[int, int], ...] | None = None) ->
             for top in range(4, height, 12 + number):
                 pen.ellipse((left, top, left + 9, top + 9), outline=(235, 230, 215), width=2)
         picture.save(folder / f"lace_{number}.jpg", quality=92)
+    return folder
+
+
+def draw_threads(folder: Path, count: int) -> Path:
+    """Draw square jpgs that are no copies of each other: pale threads on a dark ground, each in its own way."""
+    folder.mkdir(parents=True)
+    chance = random.Random(0)
+    for number in range(count):
+        picture = Image.new("RGB", (72, 72), (20, 24, 40))
+        pen = ImageDraw.Draw(picture)
+        for _ in range(12):
+            ends = [(chance.randrange(72), chance.randrange(72)) for _ in range(2)]
+            pen.line(ends, fill=(235, 230, 215), width=3)
+        picture.save(folder / f"threads_{number}.jpg")
     return folder
 
 
