@@ -6,6 +6,7 @@ The id is the sha256 of the settings that decide the result and of the data: equ
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,13 +23,16 @@ from lace_lora.run_folder import RunFolder, runs_in
 # What decides the numbers that come out. Not among them: where files are, how memory is saved, the number format (auto
 # takes what the GPU has, and a run may go on on another one) and the number of steps, which may be raised to go on.
 IDENTITY = (
-    "concept_token", "resolution", "random_flip", "dataset_repeats", "pretrained_model", "rank", "alpha",
-    "lora_targets", "seed", "train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler",
-    "lr_warmup_ratio", "max_grad_norm", "min_snr_gamma", "noise_offset", "caption_dropout", "prior_loss_weight",
+    "concept_token", "resolution", "crop", "random_flip", "quarter_turns", "dataset_repeats", "validation_fraction",
+    "pretrained_model", "vae_model", "quantization", "rank", "alpha", "lora_targets", "use_dora", "use_rslora",
+    "train_text_encoder", "learn_concept_token", "seed", "train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler", "lr_warmup_ratio", "optimizer", "max_grad_norm", "loss", "min_snr_gamma",
+    "noise_offset", "caption_dropout", "prior_loss_weight",
 )  # fmt: skip
 WITH_CLASS_PICTURES = ("class_prompt", "num_class_images")
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 WRITE_EVERY_SECONDS = 2.0  # run.json; Drive is slow with small files
+PACES = 20
 
 
 @dataclass(frozen=True)
@@ -56,40 +60,71 @@ class Journal:
 
     folder: RunFolder
     facts: dict[str, Any]
+    writes: bool = True  # of several processes only the first one does
     losses: list[float] = field(default_factory=list)
-    paces: list[float] = field(default_factory=list)  # seconds of the steps of this session
+    looks: list[dict[str, Any]] = field(default_factory=list)  # at the held-out pictures
+    paces: list[float] = field(default_factory=list)  # seconds a step of the last few whiles of this session
     written_at: float = 0.0
+    read_at: float = 0.0
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps that are asked for have been made."""
-        return bool(self.facts["state"] == "finished" and self.facts["step"] >= self.facts["total"])
+        """Whether all steps that are asked for have been made, or it was found that more would not help."""
+        is_early = self.facts.get("stopped_early_at") is not None
+        return bool(self.facts["state"] == "finished" and (is_early or self.facts["step"] >= self.facts["total"]))
 
     def begin_at(self, step: int) -> None:
         """Cut the log back to a step that is resumed from, so that no step stands in it twice."""
         rows = [row for row in checkpoint.read_json_lines(self.folder.log) if row.get("step", 0) <= step]
+        if step == 0:
+            rows = []
         self.losses = [row["loss"] for row in rows if "loss" in row]
-        checkpoint.write_text(self.folder.log, "".join(json.dumps(row) + "\n" for row in rows))
-        self.tell("running", step=step)
+        self.looks = [row for row in rows if "val_loss" in row]
+        if self.writes:
+            checkpoint.write_text(self.folder.log, "".join(json.dumps(row) + "\n" for row in rows))
+        self.read_at = monotonic()
+        self.tell("running", step=step, stopped_early_at=None)
 
-    def add(self, row: dict[str, Any], total: int, peak_vram_gb: float | None) -> None:
-        """Log a step, and bring run.json up to date now and then."""
-        checkpoint.append_line(self.folder.log, json.dumps(row))
-        self.losses.append(row["loss"])
-        self.paces.append(row["seconds"])
-        if monotonic() - self.written_at < WRITE_EVERY_SECONDS and row["step"] < total:
+    def add(self, rows: Sequence[dict[str, Any]], total: int, peak_vram_gb: float | None) -> None:
+        """Log finished steps, and bring run.json up to date now and then."""
+        now = monotonic()
+        self.paces = [*self.paces, (now - self.read_at) / len(rows)][-PACES:]
+        self.read_at = now
+        self.losses += [row["loss"] for row in rows]
+        if self.writes:
+            checkpoint.append_line(self.folder.log, "\n".join(json.dumps(row) for row in rows))
+        step = rows[-1]["step"]
+        if now - self.written_at < WRITE_EVERY_SECONDS and step < total:
             return
         self.tell(
-            "running", step=row["step"], total=total, loss=self.recent_loss(), seconds_per_step=self.seconds_a_step(),
-            eta_seconds=round(self.seconds_left(row["step"], total)), peak_vram_gb=peak_vram_gb,
+            "running", step=step, total=total, loss=self.recent_loss(), seconds_per_step=self.seconds_a_step(),
+            eta_seconds=round(self.seconds_left(step, total)), peak_vram_gb=peak_vram_gb,
         )  # fmt: skip
+
+    def add_look(self, row: dict[str, Any]) -> None:
+        """Log a look at the held-out pictures."""
+        self.looks.append(row)
+        if self.writes:
+            checkpoint.append_line(self.folder.log, json.dumps(row))
+            if row["is_best"]:
+                checkpoint.write_json(self.folder.best, {"step": row["step"], "val_loss": row["val_loss"]})
+
+    def resume_clock(self) -> None:
+        """What was done since the last step (a look, samples, a checkpoint) is no part of the next one's time."""
+        self.read_at = monotonic()
 
     def tell(self, state: str, **changes: Any) -> None:
         """Write run.json with a new state and other changed facts."""
         self.facts |= {"state": state, "updated": _now()} | changes
         percent = 100 * self.facts["step"] / max(1, self.facts["total"])
-        checkpoint.write_json(self.folder.record, self.facts | {"percent": round(percent, 1)})
+        if self.writes:
+            checkpoint.write_json(self.folder.record, self.facts | {"percent": round(percent, 1)})
         self.written_at = monotonic()
+
+    def best_step(self) -> int | None:
+        """The step of the best look so far, or None."""
+        later = [row for row in self.looks if row["step"] > 0]
+        return min(later, key=lambda row: row["val_loss"])["step"] if later else None
 
     def recent_loss(self) -> float | None:
         """Mean of the last 20 losses: single ones jump with their timestep."""
@@ -97,8 +132,8 @@ class Journal:
         return sum(tail) / len(tail) if tail else None
 
     def seconds_a_step(self) -> float:
-        """The median of the last 20: a slow first step or a pause does not count."""
-        paces = sorted(self.paces[-20:])
+        """The median of the last whiles: a slow first step or a pause does not count."""
+        paces = sorted(self.paces)
         return paces[len(paces) // 2] if paces else 0.0
 
     def seconds_left(self, step: int, total: int) -> float:
@@ -111,7 +146,7 @@ def settle(asked: Config, planned: Config, folder: RunFolder) -> tuple[Config, l
 
     A preset or a plan may choose otherwise in a later session, on another GPU; a run goes on as it began.
     """
-    facts = _read(folder) if _has_learnt(folder) else {}
+    facts = _read(folder) if has_learnt(folder) else {}
     earlier = dict(facts.get("settings", {}))
     if facts.get("num_train_epochs") == planned.num_train_epochs:
         earlier["max_train_steps"] = facts["total"]
@@ -123,12 +158,12 @@ def settle(asked: Config, planned: Config, folder: RunFolder) -> tuple[Config, l
     return planned.with_preset(kept), [f"this run began with {listed}, and goes on so"]
 
 
-def open_run(folder: RunFolder, settings: Config, data_digest: str) -> Journal:
+def open_run(folder: RunFolder, settings: Config, data_digest: str, *, writes: bool = True) -> Journal:
     """The journal of a new run, or of the one that is there already.
 
     Raises RunError naming the settings that differ, old and new, where the run there was begun with others.
     """
-    wanted, earlier = _deciding(settings), _read(folder) if _has_learnt(folder) else {}
+    wanted, earlier = _deciding(settings), _read(folder) if has_learnt(folder) else {}
     if earlier:
         _check_same(folder, earlier, wanted, data_digest)
     text = json.dumps(wanted, sort_keys=True) + data_digest
@@ -142,7 +177,8 @@ def open_run(folder: RunFolder, settings: Config, data_digest: str) -> Journal:
         )
     facts = begun | kept | {"run_name": folder.name, "total": total, "settings": wanted, "data_digest": data_digest}
     rest = {"num_train_epochs": settings.num_train_epochs, "versions": versions(), "loss": earlier.get("loss")}
-    return Journal(folder, facts | rest)
+    early = {"stopped_early_at": earlier.get("stopped_early_at")}
+    return Journal(folder, facts | rest | early, writes)
 
 
 def jobs(lora_output_dir: str | Path) -> list[Job]:
@@ -167,7 +203,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _has_learnt(folder: RunFolder) -> bool:
+def has_learnt(folder: RunFolder) -> bool:
     """Whether a run kept anything of its training; a first try that left nothing binds nobody to its settings."""
     return bool(checkpoint.numbered(folder.checkpoints)) or folder.adapter_weights.is_file()
 
@@ -190,7 +226,8 @@ def _read(folder: RunFolder) -> dict[str, Any]:
 
 
 def _check_same(folder: RunFolder, earlier: dict[str, Any], wanted: dict[str, Any], data_digest: str) -> None:
-    before = earlier["settings"]
+    defaults = {name: field.default for name, field in settings_of.Config.model_fields.items()}
+    before = {name: defaults[name] for name in wanted} | earlier["settings"]
     changed = [f"{name} {before.get(name)} → {value}" for name, value in wanted.items() if before.get(name) != value]
     if earlier.get("data_digest") != data_digest:
         changed.append("the pictures or their captions")
@@ -199,7 +236,9 @@ def _check_same(folder: RunFolder, earlier: dict[str, Any], wanted: dict[str, An
         changed += [f"{name} no longer used" for name in unknown]
         raise RunError(
             f"{folder.root} holds a run that was begun differently: {', '.join(changed)}. "
-            "Choose another run_name to train anew, or put back what was changed to go on."
+            "Choose another run_name to train anew, or put back what was changed to go on. What decides no result may "
+            "change on the way: max_train_steps upwards, checkpoint_every and checkpoints_to_keep, validate_every, "
+            "sample_every, mixed_precision, gradient_checkpointing, compile, num_processes, log_with."
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from lace_lora.checkpoint import read_json_lines, write_text
+from lace_lora.curves import chart, verdict
 from lace_lora.errors import RunError
 from lace_lora.run_folder import RunFolder, SheetFolder
 
@@ -46,7 +47,7 @@ def write(run: RunFolder) -> Path:
         _head(run, record, card),
         _scores(_json(run.scores), run.strip),
         *[_sheet(SheetFolder(path)) for path in sorted(run.sheets.glob("*")) if path.is_dir()],
-        _loss(read_json_lines(run.log)),
+        _loss(read_json_lines(run.log), run.film_strip),
         _facts("Settings and versions", card | {"versions": record.get("versions", card.get("versions", {}))}),
     ]
     page = (
@@ -119,25 +120,16 @@ def _picture(path: Path, caption: str) -> str:
     )
 
 
-def _loss(rows: list[dict[str, Any]]) -> str:
-    """The loss as a line, each point the mean of about a fiftieth of the run: single steps jump too much to read."""
-    losses = [float(row["loss"]) for row in rows if isinstance(row.get("loss"), int | float)]
-    if len(losses) < 2:
+def _loss(rows: list[dict[str, Any]], film_strip: Path) -> str:
+    """The course of the training: its chart, what the looks say, and the sample pictures, a row a step."""
+    if len(rows) < 2:
         return ""
-    size = max(1, len(losses) // 50)
-    means = [
-        sum(losses[start : start + size]) / len(losses[start : start + size]) for start in range(0, len(losses), size)
-    ]
-    low, high = min(means), max(means)
-    points = " ".join(
-        f"{100 * place / max(1, len(means) - 1):.2f},{38 - 36 * (mean - low) / max(high - low, 1e-9):.2f}"
-        for place, mean in enumerate(means)
+    looks = [row for row in rows if "val_loss" in row]
+    says = f"<p>{escape(verdict(looks))[:1].upper()}{escape(verdict(looks))[1:]}</p>" if looks else ""
+    strip = (
+        _picture(film_strip, "the same prompts and seeds in the course of the training") if film_strip.is_file() else ""
     )
-    return (
-        "<h2>Training</h2><svg viewBox='0 0 100 40' preserveAspectRatio='none' role='img' aria-label='training loss'>"
-        f"<polyline points='{points}'/></svg><p class='soft'>training loss over {len(losses)} steps, "
-        f"from {means[0]:.3f} to {means[-1]:.3f} (means of {size} steps)</p>"
-    )
+    return f"<h2>Training</h2>{chart(rows)}{says}{strip}"
 
 
 def _facts(title: str, facts: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import os
 import pytest
 import yaml
 
-from lace_lora import checkpoint, main
+from lace_lora import main
 from tests.conftest import draw_lace
 
 
@@ -106,7 +106,7 @@ def test_a_full_disk_is_said_and_what_was_finished_stays(refused, monkeypatch, c
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "_to_disk", full)
+    monkeypatch.setattr(os, "fsync", full)
     words = ["--run-name", "other"] if command == "train" else ["--sheet-name", "other"]
     assert "The disk is full" in refused(command, *words)
 

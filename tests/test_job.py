@@ -14,6 +14,7 @@ SHORT = {
     "num_images": 2,
     "num_inference_steps": 8,
     "cache_dir": "cache",
+    "log_with": "none",
 }
 
 
@@ -36,6 +37,7 @@ def test_one_call_leaves_exactly_these_files_and_says_what_was_learnt(quick):
         "config.yaml",
         "run.json",
         "log.jsonl",
+        "best.json",
         "annotations.txt",
         "adapter/pytorch_lora_weights.safetensors",
         "adapter/demo.safetensors",

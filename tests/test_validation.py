@@ -1,0 +1,183 @@
+"""Looks at held-out pictures: fixed noise, the best checkpoint, early stopping (L14, P19)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lace_lora import checkpoint, parts, steps, train, validation
+from lace_lora.config import Config
+from lace_lora.families import sdxl
+from lace_lora.processes import Processes
+from lace_lora.run_folder import RunFolder
+from tests.conftest import draw_lace, draw_threads
+from tests.training import assert_same, parts_and_pictures, quietly, stop_after
+
+ALONE = Processes(0, 1, "cpu")
+SIZES = ((96, 96), (128, 80), (80, 128), (100, 100), (140, 90), (64, 64), (90, 70), (70, 70))
+
+
+@pytest.fixture
+def eight(settings: Config, tmp_path: Path) -> Config:
+    """Eight pictures, of which two are held out."""
+    update = {"images_dir": str(draw_lace(tmp_path / "eight", SIZES)), "validation_fraction": 0.25, "validate_every": 2}
+    return settings.model_copy(update=update)
+
+
+def looks_of(folder: RunFolder) -> list[dict[str, Any]]:
+    return [row for row in checkpoint.read_json_lines(folder.log) if "val_loss" in row]
+
+
+def views_of(settings: Config) -> tuple[parts.Parts, validation.Views]:
+    made, encoded = parts_and_pictures(settings)
+    return made, validation.Views.of(encoded.cache, encoded.cache, settings.seed)
+
+
+def test_held_out_pictures_are_never_learnt_and_looked_at_from_step_0_on(eight: Config) -> None:
+    said: list[str] = []
+    seen: list[train.Step] = []
+    train.run(eight, say=said.append, show=seen.append)
+    folder = RunFolder.of(eight)
+    rows = looks_of(folder)
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10]
+    learnt = {name for step in seen for name in step.names}
+    assert len(learnt) == 6, "two of eight are held out"
+    assert any(line.startswith("held out  2 of 8 pictures, never learnt") for line in said)
+    assert [step.number for step in seen if step.validation] == [2, 4, 6, 8, 10]
+    record = json.loads(folder.record.read_text())
+    best = min(rows[1:], key=lambda row: row["val_loss"])
+    assert record["best_step"] == best["step"] and record["verdict"]
+    assert json.loads(folder.best.read_text()) == {"step": best["step"], "val_loss": best["val_loss"]}
+    assert checkpoint.problem_of(folder.checkpoint(best["step"])) is None, "the best one is kept whatever its age"
+
+
+def test_a_look_changes_nothing_and_the_next_one_sees_the_same(eight: Config) -> None:
+    made, views = views_of(eight)
+    before = parts.learnt(made)
+    torch.manual_seed(1)
+    first = validation.look(made, views, eight, 0, ALONE)
+    torch.manual_seed(2)
+    assert validation.look(made, views, eight, 0, ALONE) == first
+    assert all(torch.equal(before[name], one) for name, one in parts.learnt(made).items())
+    # The held-out set and the probe are the same pictures here, so their losses must be too.
+    assert first["val_loss"] == pytest.approx(first["train_probe_loss"], abs=1e-7)
+
+
+def test_a_look_is_the_mean_of_four_stratified_times_of_each_picture(
+    eight: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, views = views_of(eight)
+    asked: list[torch.Tensor] = []
+    predict = sdxl.predict
+    monkeypatch.setattr(sdxl, "predict", lambda *words: asked.append(words[2]) or predict(*words))
+    validation.look(made, views, eight, 0, ALONE)
+    assert len(asked) == 16
+    for times in asked:
+        assert [int(time) // 250 for time in times] == [0, 1, 2, 3]
+    assert len({tuple(times.tolist()) for times in asked}) == 8, "each picture has its own times, in both sets the same"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_see_what_one_sees(count: int, eight: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C19: each fills its places of one vector; the sum is exact."""
+    made, views = views_of(eight)
+    alone = validation.look(made, views, eight, 0, ALONE)
+    vectors: list[torch.Tensor] = []
+    monkeypatch.setattr(Processes, "sum_", lambda self, tensors: vectors.append(tensors[0].clone()))
+    for rank in range(count):
+        validation.look(made, views, eight, 0, Processes(rank, count, "cpu"))
+    together = sum(vectors).tolist()
+    assert sum(together[:8]) / 8 == alone["val_loss"]
+    assert all(int((vector != 0).sum()) <= -(-16 // count) for vector in vectors)
+
+
+def test_a_run_that_is_cut_has_the_same_looks_as_an_unbroken_one(eight: Config) -> None:
+    whole, broken = (eight.model_copy(update={"run_name": name}) for name in ("whole", "broken"))
+    train.run(whole, say=quietly)
+    for number in (3, 4, 7):
+        train.run(broken, say=quietly, show=stop_after(number))
+    train.run(broken, say=quietly)
+    assert looks_of(RunFolder.of(broken)) == looks_of(RunFolder.of(whole))
+    assert_same(RunFolder.of(broken), RunFolder.of(whole))
+
+
+def test_training_stops_early_when_patience_is_lost_and_keeps_the_best(
+    eight: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = eight.model_copy(update={"early_stopping_patience": 2, "max_train_steps": 40})
+    losses = iter([1.0, 0.9, 0.8, 0.85, 0.84, 0.7, 0.6])
+    look = validation.look
+    monkeypatch.setattr(validation, "look", lambda *words: look(*words) | {"val_loss": next(losses)})
+    said: list[str] = []
+    made = train.run(changed, say=said.append)
+    folder = RunFolder.of(changed)
+    assert made.facts.step == 4 and made.is_complete, "0.8, after step 4, was the best"
+    record = json.loads(folder.record.read_text())
+    assert (record["state"], record["step"], record["stopped_early_at"]) == ("finished", 8, 8)
+    assert said[-1].startswith("finished  early, at step 8: no better look since step 4")
+    kept = made.state
+    assert json.loads((folder.checkpoint(4) / parts.STATE_FILE).read_text())["step"] == 4
+    again: list[str] = []
+    assert train.run(changed, say=again.append).digest == made.digest and "is finished" in again[-1]
+    # With patience switched off it goes on from where it was, not from the best.
+    goes_on = train.run(changed.model_copy(update={"early_stopping_patience": 0, "max_train_steps": 10}), say=quietly)
+    assert goes_on.facts.step == 10 and any(not torch.equal(kept[name], goes_on.state[name]) for name in kept)
+
+
+def test_looks_since_the_best_are_counted_from_it() -> None:
+    def rows(*losses: float) -> list[dict[str, Any]]:
+        return [{"step": place, "val_loss": loss} for place, loss in enumerate(losses)]
+
+    assert validation.looks_since_best([]) == 0
+    assert validation.looks_since_best(rows(0.1)) == 0, "before training nothing was learnt"
+    assert validation.looks_since_best(rows(0.1, 0.5)) == 0
+    assert validation.looks_since_best(rows(1, 0.5, 0.6, 0.7)) == 2
+    assert validation.is_best({"step": 1, "val_loss": 0.5}, rows(0.1))
+    assert not validation.is_best({"step": 2, "val_loss": 0.5}, rows(0.1, 0.5))
+    assert not validation.is_best({"step": 0, "val_loss": 0.0}, [])
+
+
+def test_a_learnt_style_shows_on_pictures_that_were_never_learnt(settings: Config, tmp_path: Path) -> None:
+    """The held-out loss falls where there is something in common to learn."""
+    same = draw_threads(tmp_path / "many", 16)
+    update = {
+        "images_dir": str(same), "validation_fraction": 0.25, "validate_every": 20, "max_train_steps": 40,
+        "learning_rate": 3e-3, "lora_targets": "attention+ff", "train_batch_size": 4, "caption_dropout": 0.0,
+        "lr_scheduler": "constant", "checkpoint_every": 100,
+    }  # fmt: skip
+    train.run(settings.model_copy(update=update), say=quietly)
+    rows = looks_of(RunFolder.of(settings))
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+
+
+def test_too_few_pictures_hold_none_out_and_say_so(settings: Config) -> None:
+    said: list[str] = []
+    train.run(settings.model_copy(update={"max_train_steps": 1, "validation_fraction": 0.05}), say=said.append)
+    assert "held out  none: 0.05 of 6 pictures is less than one" in said
+    assert not looks_of(RunFolder.of(settings))
+
+
+def test_averaging_optimizers_are_looked_at_by_their_average(eight: Config) -> None:
+    """schedulefree: the weights that are learnt from are not those that count; looking must not move either."""
+    from lace_lora import optimizers
+
+    changed = eight.model_copy(update={"optimizer": "schedulefree", "validate_every": 1})
+    if optimizers.missing("schedulefree"):
+        pytest.skip(str(optimizers.missing("schedulefree")))
+    made, encoded = parts_and_pictures(changed)
+    views = validation.Views.of(encoded.cache, encoded.cache, 0)
+    other, _ = parts_and_pictures(changed)
+    looked, plain = [], []
+    for step in steps.steps(made, encoded, None, changed, 0):
+        looked.append(step.loss)
+        row = validation.look(made, views, changed, step.number, ALONE)
+    for step in steps.steps(other, encoded, None, changed, 0):
+        plain.append(step.loss)
+    assert looked == plain
+    averaged = parts.learnt(made)
+    assert any(not torch.equal(averaged[name], master) for name, master in made.masters.items())
+    fresh, _ = parts_and_pictures(changed.model_copy(update={"optimizer": "adamw"}))
+    parts.take_up(fresh, averaged)
+    assert validation.look(fresh, views, changed, 10, ALONE)["val_loss"] == pytest.approx(row["val_loss"], abs=1e-6)
