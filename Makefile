@@ -52,5 +52,5 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.base
 	@echo "== Installing the notebooks' and the tests' libraries (once)."
-	$(PIP) -e ".[notebooks,test]"
+	$(PIP) -e ".[notebooks,training,test]"
 	@touch $@

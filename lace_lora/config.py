@@ -20,7 +20,6 @@ from lace_lora.errors import SettingsError
 
 Auto = Literal["auto"]
 C = TypeVar("C", bound="Config")
-
 # The eleven keys that the user's own config.yaml has, in her order; the shipped file writes these and comments the rest.
 USER_KEYS = (
     "drive_mount_path",
@@ -71,22 +70,33 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     lora_output_dir: str = setting("/content/drive/MyDrive/lora_output", "where", "folder in which every run gets a folder of its own")
     run_name: str = setting("lace", "where", "name of this run; training again under it goes on where it stopped", pattern=r"^[\w][\w .-]{0,63}$")
     cache_dir: str = setting("~/.cache/lace_lora", "where", "folder for pictures and captions already encoded; may be deleted at any time")
+    num_processes: Annotated[int, Field(ge=1, le=4096)] | Auto = setting("auto", "where", "processes that train together, one a GPU; auto takes every GPU of this machine", "processes")
 
     instance_prompt: str = setting("a photo of <myspecialstyle>", "pictures", "caption for pictures that have none of their own; must hold the concept token", min_length=1)
     class_prompt: str = setting("a photo of a painting", "pictures", "the same thing in ordinary words, for prior preservation and for the refiner", min_length=1)
     concept_token: str = setting("<myspecialstyle>", "pictures", "the word that calls your style; choose one that means nothing else", min_length=1)
     image_types: tuple[str, ...] = setting((".jpg", ".jpeg"), "pictures", "file endings that count as pictures, in either case", min_length=1)
     resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] | Auto = setting("auto", "pictures", "side of the training square; other shapes get the same area", "px")
+    crop: Literal["center", "random", "tiles"] = setting("center", "pictures", "what is cut where a picture does not fit its shape: the middle, four random places, or also tiles of a large scan at full sharpness")
     random_flip: bool = setting(True, "pictures", "also learn each picture mirrored; switch off for lettering")
+    quarter_turns: bool = setting(False, "pictures", "also learn each picture turned by quarters; for all-over grounds without up and down")
     dataset_repeats: int = setting(1, "pictures", "how often each picture is used in one epoch", "times", ge=1, le=1000)
+    validation_fraction: float = setting(0.1, "pictures", "share of pictures held out to tell when to stop; pictures of one piece stay together", ge=0, le=0.5)
 
     pretrained_model: str = setting("stabilityai/stable-diffusion-xl-base-1.0", "model", "base model: a folder, or a Hugging Face name")
     refiner_model: str = setting("stabilityai/stable-diffusion-xl-refiner-1.0", "model", "refiner: a folder, or a Hugging Face name")
+    vae_model: str | None = setting(None, "model", "another VAE, a folder or a Hugging Face name; empty means the base model's own")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "model", "number format of the frozen base weights; auto takes bf16 where the GPU has it, else fp16, and fp32 on a CPU")
+    quantization: Literal["auto", "none", "nf4"] = setting("auto", "model", "nf4 keeps the frozen base in 4 bits: a third of the memory, slower steps; auto takes it only where nothing else fits")
+    attention_backend: Literal["sdpa", "xformers"] = setting("sdpa", "model", "sdpa is PyTorch's own memory-efficient attention; xformers where it is installed")
 
     rank: int = setting(16, "adapter", "size of the adapter; more learns finer stitches and overfits sooner", ge=1, le=128)
     alpha: int | None = setting(None, "adapter", "strength of the adapter is alpha / rank; empty means equal to rank", ge=1, le=256)
-    lora_targets: Literal["attention", "attention+ff"] = setting("attention", "adapter", "layers that learn: attention carries a style, attention+ff richer stitches")
+    lora_targets: Literal["attention", "attention+ff", "attention+ff+conv", "up_blocks"] = setting("attention", "adapter", "layers that learn: attention carries a style, +ff richer stitches, +conv the finest threads; up_blocks is attention in the upper half alone, a quarter less work")
+    use_dora: bool = setting(False, "adapter", "learn direction and length of each weight apart (DoRA); slower, closer to full training")
+    use_rslora: bool = setting(False, "adapter", "strength is alpha / sqrt(rank), so that high ranks keep learning (rsLoRA)")
+    train_text_encoder: bool = setting(False, "adapter", "also put a LoRA on both text encoders; captions are then encoded in every step")
+    learn_concept_token: bool = setting(False, "adapter", "make the concept token a new word with an embedding of its own, learnt for both text encoders")
 
     seed: int = setting(0, "training", "number that decides every random draw; the same seed gives the same result", ge=0, lt=2**31)
     max_train_steps: Annotated[int, Field(ge=1, le=1_000_000)] | Auto = setting("auto", "training", "optimizer updates in all; auto makes num_train_epochs passes over the pictures", "steps")
@@ -96,16 +106,24 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     learning_rate: float = setting(1e-4, "training", "size of an update", gt=0, le=1)
     lr_scheduler: Literal["cosine", "constant", "linear"] = setting("cosine", "training", "how the learning rate falls after its warmup")
     lr_warmup_ratio: float = setting(0.05, "training", "share of all steps (50 at most) in which the learning rate rises", ge=0, le=0.5)
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "prodigy", "adafactor", "schedulefree"] = setting("adamw", "training", "how gradients become updates; the 8-bit ones save a little memory, prodigy finds its own learning rate (set learning_rate 1)")
     max_grad_norm: float = setting(1.0, "training", "longest gradient allowed; 0 switches clipping off", ge=0, le=1000)
+    loss: Literal["mse", "huber"] = setting("mse", "training", "how errors count: squared, or huber, which forgives spots and labels in a photograph")
     min_snr_gamma: float = setting(5.0, "training", "evens out the weight of noisy and clear steps; 0 is plain mean squared error", ge=0, le=100)
     noise_offset: float = setting(0.0357, "training", "lets the model learn overall darkness and brightness", ge=0, le=1)
     caption_dropout: float = setting(0.1, "training", "share of pictures learnt without their caption, for guidance", ge=0, le=1)
     prior_loss_weight: float = setting(0.0, "training", "weight of the class pictures, which keep plain prompts plain; 0 is off", ge=0, le=10)
     num_class_images: int = setting(100, "training", "class pictures that the base model draws when prior_loss_weight is above 0", "pictures", ge=1, le=5000)
-    gradient_checkpointing: Literal["auto", "none", "full"] = setting("auto", "training", "full saves memory and costs about a third more time a step")
+    gradient_checkpointing: Literal["auto", "none", "transformers", "full"] = setting("auto", "training", "saves memory for time: transformers about a third more time a step, full a little more; auto takes the fastest that fits")
+    compile: Literal["none", "blocks"] = setting("none", "training", "blocks compiles the transformer blocks once; pays on a recent GPU in long runs")
 
     checkpoint_every: int = setting(100, "keeping", "updates between two checkpoints", "steps", ge=1, le=1_000_000)
+    checkpoint_minutes: float = setting(10.0, "keeping", "a checkpoint also after this time, because sessions end by the clock; 0 is off", "minutes", ge=0, le=1440)
     checkpoints_to_keep: int = setting(2, "keeping", "newest checkpoints kept; older ones are deleted after the new one is written", "checkpoints", ge=1, le=1000)
+    validate_every: int = setting(100, "keeping", "updates between two looks at the held-out pictures; 0 is off", "steps", ge=0, le=1_000_000)
+    early_stopping_patience: int = setting(0, "keeping", "stop after this many looks without a better one; 0 is off", "looks", ge=0, le=1000)
+    sample_every: int = setting(0, "keeping", "updates between two rows of sample pictures (the first four prompts, always the same seeds); 0 is off", "steps", ge=0, le=1_000_000)
+    log_with: Literal["auto", "none", "tensorboard", "wandb"] = setting("auto", "keeping", "where losses are also sent; auto takes TensorBoard where it is installed")
 
     sheet_name: str = setting("sheet", "pictures out", "folder for the new designs; other prompts never overwrite it", pattern=r"^[\w][\w .-]{0,63}$")
     prompts: tuple[str, ...] = setting((), "pictures out", "what you want to see, one prompt a line; empty means the instance prompt")
@@ -122,7 +140,6 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     refine_strength: float = setting(0.3, "pictures out", "how much an img2img refiner may change", gt=0, le=1)
     image_format: Literal["png", "jpg"] = setting("png", "pictures out", "file format of the new designs")
     # fmt: on
-
     # Names given as explicit overrides (form, -p, --rank): only these beat the demo preset. See presets.settle.
     _overridden: frozenset[str] = PrivateAttr(default=frozenset())
 
@@ -224,19 +241,6 @@ def shipped_yaml() -> str:
         for group, title in GROUPS.items()
     ]
     return head + "\n".join(eleven) + "\n\n" + "\n".join(rest)
-
-
-def table() -> str:
-    """The settings as a Markdown table for documentation.md, one group after the other."""
-    lines = []
-    for group, title in GROUPS.items():
-        lines += [f"### {title}", "", "| setting | default | unit, bounds | what it does |", "|---|---|---|---|"]
-        for name, field in fields_of(group):
-            note = ", ".join(part for part in (unit_of(field), bounds_text(field)) if part)
-            default = f"`{_scalar(field.default)}`" if field.default not in (None, ()) else "empty"
-            lines.append(f"| `{name}` | {default} | {note} | {field.description} |")
-        lines.append("")
-    return "\n".join(lines)
 
 
 def fields_of(group: str) -> list[tuple[str, FieldInfo]]:
@@ -384,7 +388,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return extra
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
     """A value as YAML that every YAML reader reads back as the same kind (1.0e-05, not 1e-05)."""
     if isinstance(value, float):
         return repr(value) if "." in repr(value) else repr(value).replace("e", ".0e")
@@ -398,7 +402,7 @@ def _scalar(value: Any) -> str:
 def _line(name: str, value: Any) -> str:
     field = Config.model_fields[name]
     note = "; ".join(part for part in (unit_of(field), bounds_text(field)) if part)
-    left = f"{name}: {_scalar(value)}".rstrip(" ")
+    left = f"{name}: {scalar(value)}".rstrip(" ")
     return f"{left:<52} # {field.description}{f' [{note}]' if note else ''}"
 
 

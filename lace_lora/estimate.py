@@ -3,6 +3,7 @@
 Sizes and FLOPs of SDXL were counted on its real architecture; GPU speeds are estimates until measured, and say so.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -20,17 +21,36 @@ GIB = 1024**3
 # (attention grows with the square). Fitted to counts at 512² (1.59), 768² (3.64) and 1024² (6.76).
 UNET_PARAMETERS = 2567.5e6
 FORWARD_LINEAR, FORWARD_SQUARE = 6.23, 0.53
-# Forward and backward of a LoRA step against one forward, counted at 1024²: 14.2 and 19.3 of 6.76 TFLOP.
-STEP_OVER_FORWARD = {"none": 2.10, "full": 2.86}
-# GiB of activations kept for the backward pass at 1024², one picture, base in half precision; they grow with the area.
-# The LoRA computes in fp32, so each of its layers also keeps an fp32 copy of its input: 1.66 GiB for attention.
-ACTIVATIONS_GIB = {"attention": 5.38 + 1.66, "attention+ff": 5.38 + 3.68}
-ACTIVATIONS_CHECKPOINTED_GIB = 0.52
+# Forward and backward of a LoRA step against one forward, and GiB of activations kept for the backward pass, both at
+# 1024² and rank 16, counted on the meta device (benchmarks/count.py). Activations grow with the area; they are those of
+# a base and a LoRA in half precision.
+STEP_OVER_FORWARD = {
+    "attention": {"none": 2.14, "transformers": 2.76, "full": 2.90},
+    "attention+ff": {"none": 2.15, "transformers": 2.90, "full": 3.04},
+    "attention+ff+conv": {"none": 2.18, "transformers": 2.92, "full": 3.12},
+    "up_blocks": {"none": 1.65, "transformers": 1.97, "full": 2.09},
+}
+ACTIVATIONS_GIB = {
+    "attention": {"none": 5.22, "transformers": 0.87, "full": 0.46},
+    "attention+ff": {"none": 6.20, "transformers": 0.87, "full": 0.46},
+    "attention+ff+conv": {"none": 6.35, "transformers": 1.02, "full": 0.47},
+    "up_blocks": {"none": 2.94, "transformers": 0.75, "full": 0.42},
+}
+RECOMPUTED_GIB = 0.16  # activations of the one block that is computed again
+LORA_PARAMETERS_A_RANK = {
+    "attention": 1_451_520, "attention+ff": 2_616_320, "attention+ff+conv": 2_995_200, "up_blocks": 738_816,
+}  # fmt: skip
+# Both text encoders: 817.8 million parameters, of which a trained one also keeps activations (77 tokens a caption).
+TEXT_PARAMETERS, TEXT_ACTIVATIONS_GIB = 817.8e6, 0.35
+TEXT_LORA_PARAMETERS_A_RANK = 663_552
+TEXT_STEP_TFLOP = 3 * 2 * TEXT_PARAMETERS * 77 / 1e12  # forward and backward of a caption, two a multiply-add
+# 4-bit NF4 with double quantisation: linear layers of the UNet in 4 bits and a little, the rest in half precision.
+NF4_WEIGHTS_GIB = 1.70
 SPARE = 0.95  # part of the GPU's memory that can be used; the rest is lost between blocks of different sizes
-LORA_PARAMETERS_A_RANK = {"attention": 1_451_520, "attention+ff": 2_616_320}
 CUDA_GIB = 0.5  # context and workspace
 # Effective TFLOP a second in half precision. All are estimates from user reports, none is measured by us.
 GPU_TFLOPS = {"T4": 9.0, "L4": 40.0, "A100": 120.0, "H100": 250.0, "V100": 40.0, "3090": 40.0, "4090": 90.0}
+FORWARDS_A_LOOK = 96  # at most 12 held-out and 12 learnt pictures at four noise levels each
 DEMO_SECONDS_A_PICTURE = 0.05  # of a training step on a laptop's CPU; an estimate
 
 
@@ -58,11 +78,17 @@ class Plan:
     vram_gb: float
     minutes: float | None
     warnings: tuple[str, ...]
+    may_save_memory: bool = False  # whether checkpointing was left to the plan, which may then step it up in the run
 
     @property
     def fits(self) -> bool:
         """Whether training fits on this machine's GPU (a CPU has no such limit here)."""
         return self.machine.gpu_name is None or self.vram_gb <= self.machine.vram_gb * SPARE
+
+    @property
+    def free_bytes(self) -> float:
+        """What is left of the GPU's memory beside the training, for encoded pictures."""
+        return max(0.0, self.machine.vram_gb * SPARE - self.vram_gb) * GIB
 
     @property
     def epochs(self) -> float:
@@ -88,6 +114,7 @@ class Plan:
         lines += [f"  {choice.setting} = {choice.value}: {choice.why}" for choice in self.choices if choice.why]
         plain = [f"{choice.setting} {_short(choice.value)}" for choice in self.choices if not choice.why]
         lines += [f"  preset {self.preset} also sets {', '.join(plain)}"] if plain else []
+        lines += [f"  {price}" for price in prices(config, self.precision)]
         return "\n".join(lines + [f"! {warning}" for warning in self.warnings])
 
 
@@ -132,20 +159,24 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
             config = config.with_preset({name: value})
             choices.append(Choice(name, value, why))
 
+    if config.optimizer.endswith("8bit") and importlib.util.find_spec("bitsandbytes") is None:
+        choices.append(Choice("optimizer", "adamw", _without_8bit(config)))
+        config = config.with_preset({"optimizer": "adamw"})
+    may_save_memory = config.gradient_checkpointing == "auto"
     precision, why = machine.precision(config.mixed_precision)
     choose("mixed_precision", {"fp32": "no"}.get(precision, precision), why)
     choose("resolution", _native_side(config.pretrained_model), "the size that the base model was trained at")
     choose("train_batch_size", 1, "the least memory; accumulation makes up for it")
-    batch = int(config.train_batch_size)
-    choose("gradient_accumulation_steps", max(1, 4 // batch), "four pictures an update make its direction steady")
-    limit = machine.vram_gb * SPARE - CUDA_GIB
-    needs_less = bool(machine.gpu_name) and training_gib(config, precision, "none") > limit
-    why = "activations would not fit beside the model" if needs_less else "it fits without, and is faster"
-    choose("gradient_checkpointing", "full" if needs_less else "none", why)
+    batch, count = int(config.train_batch_size), max(1, machine.gpu_count if machine.gpu_name else 1)
+    choose("num_processes", count, f"one for each of {count} GPUs" if count > 1 else "one GPU, or none")
+    least = max(4 // batch, int(config.num_processes))
+    choose("gradient_accumulation_steps", max(1, least), "four pictures an update make its direction steady")
+    for name, value, why in _memory(config, machine, precision):
+        choose(name, value, why)
     steps = ceil(pictures * config.dataset_repeats * config.num_train_epochs / _pictures_a_step(config))
     choose("max_train_steps", max(1, steps), f"{config.num_train_epochs} passes over {pictures} pictures")
 
-    vram = training_gib(config, precision, str(config.gradient_checkpointing)) + CUDA_GIB
+    vram = training_gib(config, precision, str(config.gradient_checkpointing), config.quantization) + CUDA_GIB
     return Plan(
         config=config,
         machine=machine,
@@ -158,21 +189,25 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
         vram_gb=vram,
         minutes=training_minutes(config, machine),
         warnings=_warnings(config, machine, vram),
+        may_save_memory=may_save_memory,
     )
 
 
-def training_gib(config: Config, precision: str, checkpointing: str) -> float:
-    """GiB on the GPU while training: frozen weights, LoRA with gradient and two AdamW moments in fp32, activations."""
+def training_gib(config: Config, precision: str, checkpointing: str, quantization: str = "none") -> float:
+    """GiB on the GPU while training: frozen weights, LoRA with gradient and two AdamW moments in fp32, activations.
+
+    precision  fp32, fp16 or bf16; in the latter two the layers hold copies of the LoRA in it
+    """
     width = 4 if precision == "fp32" else 2
-    weights = UNET_PARAMETERS * width
-    adapter = LORA_PARAMETERS_A_RANK[config.lora_targets] * config.rank * 4 * 4
-    kept = ACTIVATIONS_GIB[config.lora_targets] if checkpointing == "none" else ACTIVATIONS_CHECKPOINTED_GIB
-    activations = kept * _area(config) * int(config.train_batch_size) * width / 2
-    return (weights + adapter) / GIB + activations
+    weights = UNET_PARAMETERS * width / GIB if quantization != "nf4" else NF4_WEIGHTS_GIB * width / 2
+    adapter = _trained_parameters(config) * (4 * 4 + (2 if width == 2 else 0)) / GIB
+    kept = ACTIVATIONS_GIB[config.lora_targets][checkpointing] + (RECOMPUTED_GIB if checkpointing != "none" else 0)
+    text = _text_gib(config, width) if _learns_text(config) else 0.0
+    return weights + adapter + text + kept * _area(config) * int(config.train_batch_size) * width / 2
 
 
 def training_minutes(config: Config, machine: Machine) -> float | None:
-    """Minutes of the training steps, or None where this machine's speed is not known."""
+    """Minutes of the training steps and of the looks at held-out pictures, or None where the speed is not known."""
     pictures = _steps(config) * _pictures_a_step(config)
     classes = 2 if config.prior_loss_weight else 1
     if config.pretrained_model == demo.MODEL:
@@ -180,9 +215,85 @@ def training_minutes(config: Config, machine: Machine) -> float | None:
     speed = next((speed for name, speed in GPU_TFLOPS.items() if name in (machine.gpu_name or "")), None)
     if speed is None:
         return None
+    picture = _picture_tflop(config) + (TEXT_STEP_TFLOP if _learns_text(config) else 0.0)
+    work = pictures * classes * picture + _looks(config) * FORWARDS_A_LOOK * _forward_tflop(config)
+    return work / speed / 60 / int(config.num_processes)
+
+
+def prices(config: Config, precision: str) -> list[str]:
+    """What costs memory or time beside the UNet's steps, a sentence each: trained text encoders, looks."""
+    steps = _steps(config) * _pictures_a_step(config) * (2 if config.prior_loss_weight else 1) * _picture_tflop(config)
+    found = []
+    if _learns_text(config) and config.pretrained_model != demo.MODEL:  # its encoders weigh next to nothing
+        asked = [name for name in ("train_text_encoder", "learn_concept_token") if getattr(config, name)]
+        gib = _text_gib(config, 4 if precision == "fp32" else 2)
+        share = TEXT_STEP_TFLOP / _picture_tflop(config)
+        found.append(
+            f"{' and '.join(asked)}: both text encoders stay in memory, {gib:.1f} GB more, and every caption is "
+            f"encoded in its step, {share:.0%} more work"
+        )
+    if looks := _looks(config):
+        share = looks * FORWARDS_A_LOOK * _forward_tflop(config) / steps
+        found.append(f"looks at held-out pictures: {looks}, at most {share:.0%} more work")
+    return found
+
+
+def _trained_parameters(config: Config) -> int:
+    text = TEXT_LORA_PARAMETERS_A_RANK if config.train_text_encoder else 0
+    return (LORA_PARAMETERS_A_RANK[config.lora_targets] + text) * config.rank
+
+
+def _learns_text(config: Config) -> bool:
+    return config.train_text_encoder or config.learn_concept_token
+
+
+def _text_gib(config: Config, width: int) -> float:
+    """Both text encoders and what they keep for the backward pass, in numbers of `width` bytes."""
+    return TEXT_PARAMETERS * width / GIB + TEXT_ACTIVATIONS_GIB * int(config.train_batch_size) * width / 2
+
+
+def _forward_tflop(config: Config) -> float:
+    """TFLOP of the UNet's forward pass for one picture."""
     area = _area(config)
-    forward = FORWARD_LINEAR * area + FORWARD_SQUARE * area**2
-    return pictures * classes * forward * STEP_OVER_FORWARD[str(config.gradient_checkpointing)] / speed / 60
+    return FORWARD_LINEAR * area + FORWARD_SQUARE * area**2
+
+
+def _picture_tflop(config: Config) -> float:
+    """TFLOP of the UNet's forward and backward pass for one picture."""
+    return _forward_tflop(config) * STEP_OVER_FORWARD[config.lora_targets][str(config.gradient_checkpointing)]
+
+
+def _without_8bit(config: Config) -> str:
+    more = 6 * _trained_parameters(config) / 1e6  # two moments of four bytes instead of one
+    return (
+        f"{config.optimizer} needs the package bitsandbytes, which is not installed (pip install bitsandbytes); adamw "
+        f"learns the same and takes {more:.0f} MB more"
+    )
+
+
+def _looks(config: Config) -> int:
+    """How often the held-out pictures are looked at, before the first step included."""
+    if not config.validate_every or not config.validation_fraction:
+        return 0
+    return 1 + ceil(_steps(config) / config.validate_every)
+
+
+def _memory(config: Config, machine: Machine, precision: str) -> list[tuple[str, str, str]]:
+    """Checkpointing and quantization: the fastest that fits on this GPU, in the order in which they cost time."""
+    modes = ("none", "transformers", "full")
+    ways = [(kind, mode) for kind in ("none", "nf4") for mode in modes if config.quantization in ("auto", kind)]
+    limit = machine.vram_gb * SPARE - CUDA_GIB if machine.gpu_name else float("inf")
+    fitting = [way for way in ways if training_gib(config, precision, way[1], way[0]) <= limit]
+    quantization, mode = fitting[0] if fitting else ways[-1]
+    why = {
+        "none": "everything fits without, and is faster",
+        "transformers": "activations of the transformer blocks would not fit beside the model",
+        "full": "activations would not fit beside the model",
+    }[mode]
+    small = (
+        "the base model would not fit in half precision" if quantization == "nf4" else "the base model fits as it is"
+    )
+    return [("quantization", quantization, small), ("gradient_checkpointing", mode, why)]
 
 
 def _short(value: object) -> str:
@@ -198,6 +309,14 @@ def _warnings(config: Config, machine: Machine, vram: float) -> tuple[str, ...]:
         warnings.append(
             f"Training needs {vram:.1f} GB and {machine.gpu_name} has {machine.vram_gb:.1f} GB. "
             "Next to try: train_batch_size 1, gradient_checkpointing full, or resolution 768."
+        )
+    if config.optimizer == "prodigy" and config.learning_rate < 0.1:
+        warnings.append(
+            f"prodigy finds its own rate, times learning_rate: 1 is usual, {config.learning_rate:g} learns little."
+        )
+    elif config.optimizer != "prodigy" and config.learning_rate > 1e-2:
+        warnings.append(
+            f"learning_rate {config.learning_rate:g} is far above the usual 1e-4; the LoRA may turn to noise."
         )
     if config.rank >= 64 and machine.gpu_name and machine.vram_gb < 24:
         warnings.append(f"rank {config.rank} on {machine.vram_gb:.0f} GB is tight and overfits soon; 16 holds a style.")

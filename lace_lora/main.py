@@ -136,11 +136,13 @@ def plan(config: Config) -> None:
 @verb("train")
 def train(config: Config) -> None:
     """Learn the style of the pictures; called again, it goes on where it stopped."""
+    from lace_lora import launch
     from lace_lora import train as room
 
     _open(config)
     adapter = room.run(config, say=_say)
-    print(adapter)
+    if launch.tells():
+        print(adapter)
     if not adapter.is_complete:
         raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
 
@@ -213,7 +215,7 @@ def settings(
     """Print every setting with its default, bounds and meaning."""
     if yaml and markdown:
         raise SettingsError("Choose one of --yaml and --markdown.")
-    print(declared.table() if markdown else declared.shipped_yaml(), end="")
+    print(options.table() if markdown else declared.shipped_yaml(), end="")
 
 
 def _open(config: Config) -> Config:

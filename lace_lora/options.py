@@ -36,6 +36,19 @@ def as_text(name: str, value: str | list[str] | None) -> str | None:
     return value
 
 
+def table() -> str:
+    """The settings as a Markdown table for documentation.md, one group after the other."""
+    lines = []
+    for group, title in declared.GROUPS.items():
+        lines += [f"### {title}", "", "| setting | default | unit, bounds | what it does |", "|---|---|---|---|"]
+        for name, field in declared.fields_of(group):
+            note = ", ".join(part for part in (declared.unit_of(field), declared.bounds_text(field)) if part)
+            default = f"`{declared.scalar(field.default)}`" if field.default not in (None, ()) else "empty"
+            lines.append(f"| `{name}` | {default} | {note} | {field.description} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _parameter(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 

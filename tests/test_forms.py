@@ -174,9 +174,12 @@ def test_a_form_is_drawn_for_a_person_and_told_in_lines_for_papermill(monkeypatc
 # -- progress --
 
 
-def step(number, total, loss=0.25):
+def step(number, total, loss=0.25, **events):
     """A finished update."""
-    return Step(number, total, 0, loss, None, 1e-4, 1.0, 0.1)
+    import torch
+
+    numbers = torch.tensor([loss, loss, 1.0], dtype=torch.float64)
+    return Step(number, total, 0, 1e-4, 0.1, ("one.jpg",), _numbers=numbers, **events)
 
 
 def test_progress_without_a_front_end_is_at_most_a_dozen_lines_however_long_the_run(capsys):
@@ -206,10 +209,30 @@ def test_progress_with_a_front_end_moves_a_bar_in_place(monkeypatch, capsys):
     show = progress.training()
     for number in range(1, 6):
         show(step(number, 10, loss=0.1 * number))
-    (bar, words), _ = [box.children for box in shown[0].children]
+    line, chart, samples = shown[0].children
+    bar, words = line.children
     assert (bar.value, bar.max) == (5, 10)
+    assert chart.value.startswith("<svg") and not samples.children
     assert words.value.startswith("step 5/10  loss 0.300")
     assert len(shown) == 1 and capsys.readouterr().out == ""
+
+
+def test_looks_and_sample_pictures_appear_below_the_bar(monkeypatch, tmp_path):
+    from PIL import Image
+
+    shown = []
+    monkeypatch.setattr(progress, "display", shown.append)
+    monkeypatch.setattr(progress, "has_front_end", lambda: True)
+    path = tmp_path / "sample_00.png"
+    Image.new("RGB", (64, 64), "white").save(path)
+    show = progress.training()
+    for number in range(1, 9):
+        row = {"step": number, "val_loss": 0.2, "train_probe_loss": 0.2, "is_best": True} if number == 4 else None
+        show(step(number, 10, validation=row, samples=(path,) if number == 8 else ()))
+        if number == 4:
+            assert "best: step 4" in shown[0].children[1].value, "a look is drawn at once"
+    (tile,) = shown[0].children[2].children
+    assert tile.children[1].value == "step 8"
 
 
 def test_the_gallery_fills_up_and_stays_light(monkeypatch, tmp_path):
@@ -223,7 +246,7 @@ def test_the_gallery_fills_up_and_stays_light(monkeypatch, tmp_path):
         path = tmp_path / f"refined_output_{number:03d}.png"
         Image.effect_noise((512, 256), 80).save(path)
         show(generation(number, path))
-    tiles = shown[0].children[1].children
+    tiles = shown[0].children[2].children
     assert len(tiles) == progress.THUMBNAILS
     assert tiles[-1].children[1].value == "39"
     # Seen in a browser: a tooltip on a picture ends in a javascript error in ipywidgets 8.1.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import __version__, config, main
+from lace_lora import __version__, config, main, options
 from lace_lora.config import Config
 from lace_lora.errors import MachineError
 from tests.generated import ROOT
@@ -51,7 +51,7 @@ def test_it_says_its_version(capsys):
 def test_runs_are_those_of_the_preset_that_will_run_and_none_are_said(capsys, monkeypatch):
     from lace_lora import machine
 
-    monkeypatch.setattr(machine, "_gpu", lambda: (None, 0.0, (0, 0)))
+    monkeypatch.setattr(machine, "_gpu", lambda: (None, 0.0, (0, 0), 0))
     for line in (["runs"], ["runs", "--preset", "demo"]):
         assert main.run(line) == 0
         assert capsys.readouterr().out == "No runs in demo_output.\n"
@@ -258,7 +258,7 @@ def test_check_and_annotate_say_what_they_found(lace_folder, capsys):
 def test_the_demo_is_announced_in_a_frame_where_there_is_no_gpu(capsys, monkeypatch, lace_folder):
     from lace_lora import machine
 
-    monkeypatch.setattr(machine, "_gpu", lambda: (None, 0.0, (0, 0)))
+    monkeypatch.setattr(machine, "_gpu", lambda: (None, 0.0, (0, 0), 0))
     assert main.run(["plan", "--images_dir", str(lace_folder)]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("╔") and "DEMO" in err and "T4 GPU" in err
@@ -269,7 +269,7 @@ def test_settings_and_presets_are_printed(capsys):
     assert main.run(["settings"]) == 0
     assert capsys.readouterr().out == config.shipped_yaml()
     assert main.run(["settings", "--markdown"]) == 0
-    assert capsys.readouterr().out == config.table()
+    assert capsys.readouterr().out == options.table()
     assert main.run(["presets"]) == 0
     assert "demo: the miniature SDXL" in capsys.readouterr().out
 
