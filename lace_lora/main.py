@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -263,7 +264,17 @@ def _rewritten(words: list[str]) -> list[str]:
     if words[:1] == ["notebooks"]:
         rest = iter(words)
         words = [part for word in rest for part in _paired(word, rest)]
-    return words or ["--help"]
+    return _with_true(words) or ["--help"]
+
+
+def _with_true(words: list[str]) -> list[str]:
+    """A setting that is on or off may stand without a value, as a switch: --use-dora is --use-dora true."""
+    switches = {name for name, field in declared.Config.model_fields.items() if isinstance(field.default, bool)}
+    found: list[str] = []
+    for word, after in zip_longest(words, words[1:], fillvalue="--"):
+        is_switch = word.startswith("--") and word[2:].replace("-", "_") in switches
+        found += [word, "true"] if is_switch and after.startswith("-") else [word]
+    return found
 
 
 def _with_command_for_mode(words: list[str]) -> list[str]:

@@ -102,6 +102,17 @@ def test_later_files_win_and_options_win_over_files(asked, tmp_path):
     assert (asked[0].rank, asked[0].seed, asked[0].learning_rate) == (8, 3, 1e-4)
 
 
+def test_a_setting_that_is_on_or_off_may_stand_as_a_switch(asked):
+    """L5: --use-dora, --use_dora true and --use-dora=true are one."""
+    assert main.run("plan --use-dora --rank 8 --quarter_turns true --use-rslora=true --random-flip false".split()) == 0
+    assert main.run("plan --learn-concept-token".split()) == 0
+    first, second = asked
+    assert (first.use_dora, first.rank, first.quarter_turns, first.use_rslora, first.random_flip) == (
+        True, 8, True, True, False,
+    )  # fmt: skip
+    assert second.learn_concept_token
+
+
 def test_the_config_of_the_folder_is_read_without_asking(asked, tmp_path):
     (tmp_path / "config.yaml").write_text("rank: 5\n")
     assert main.run(["plan"]) == 0
