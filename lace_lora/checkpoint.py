@@ -102,6 +102,7 @@ def save_folder(folder: Path, write: Callable[[Path], None], sums: Mapping[str, 
             (partial / MARKER).write_text(json.dumps(expected, indent=2) + "\n", encoding="utf-8")
             for path in _files(partial):
                 to_disk(path)
+            _names_to_disk(partial)
             if problem := _difference(partial):
                 raise MachineError(
                     f"What was written to {folder} cannot be read back: {problem}. The disk may be failing. What was "

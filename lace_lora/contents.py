@@ -48,6 +48,7 @@ def last_step(log: Path) -> int:
 
 
 def best_step(log: Path, until: int) -> int | None:
-    """The step of the lowest validation loss up to a step."""
-    rows = [row for row in checkpoint.read_json_lines(log) if "val_loss" in row and 0 < row.get("step", 0) <= until]
+    """The step of the lowest validation loss up to a step; looks whose loss was no number do not count."""
+    looks = [row for row in checkpoint.read_json_lines(log) if row.get("val_loss") is not None]
+    rows = [row for row in looks if 0 < row.get("step", 0) <= until]
     return int(min(rows, key=lambda row: row["val_loss"])["step"]) if rows else None

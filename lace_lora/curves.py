@@ -32,13 +32,14 @@ def verdict(looks: Rows) -> str:
     later = [row for row in looks if row["step"] > 0 and _is_number(row["val_loss"])]
     if len(later) < LOOKS_FOR_A_VERDICT:
         return "too few looks at held-out pictures to say whether it copies; look at the samples."
-    first = next((row for row in looks if row["step"] == 0), later[0])
+    first = next((row for row in looks if row["step"] == 0 and _is_number(row["val_loss"])), later[0])
     best = min(later, key=lambda row: row["val_loss"])
     last = later[-1]
     rise = last["val_loss"] / best["val_loss"] - 1
     fall = 1 - best["val_loss"] / first["val_loss"]
     noise = max(JITTER, _jitter([row["val_loss"] for row in later]))
-    still_fits = last["train_probe_loss"] < best["train_probe_loss"] * (1 + JITTER)
+    probes = last["train_probe_loss"], best["train_probe_loss"]
+    still_fits = all(map(_is_number, probes)) and probes[0] < probes[1] * (1 + JITTER)
     if rise > 2 * noise and still_fits:
         return (
             f"copying since step {best['step']}: the held-out loss rose by {100 * rise:.1f} % since, that of learnt "

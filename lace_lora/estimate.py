@@ -168,6 +168,13 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
     choose("resolution", _native_side(config.pretrained_model), "the size that the base model was trained at")
     choose("train_batch_size", 1, "the least memory; accumulation makes up for it")
     batch, count = int(config.train_batch_size), max(1, machine.gpu_count if machine.gpu_name else 1)
+    batches = config.gradient_accumulation_steps
+    if config.num_processes == "auto" and "gradient_accumulation_steps" in settled.reasons and int(batches) < count:
+        config = config.with_preset({"gradient_accumulation_steps": count})
+        choices = [one for one in choices if one.setting != "gradient_accumulation_steps"]
+        choices.append(Choice("gradient_accumulation_steps", count, f"a batch for each of {count} GPUs"))
+    elif batches != "auto" and config.num_processes == "auto" and int(batches) < count:
+        choose("num_processes", batches, f"an update has {batches} batches, so that {count} GPUs have no work for all")
     choose("num_processes", count, f"one for each of {count} GPUs" if count > 1 else "one GPU, or none")
     least = max(4 // batch, int(config.num_processes))
     choose("gradient_accumulation_steps", max(1, least), "four pictures an update make its direction steady")
@@ -317,6 +324,12 @@ def _warnings(config: Config, machine: Machine, vram: float) -> tuple[str, ...]:
     elif config.optimizer != "prodigy" and config.learning_rate > 1e-2:
         warnings.append(
             f"learning_rate {config.learning_rate:g} is far above the usual 1e-4; the LoRA may turn to noise."
+        )
+    if int(config.num_processes) > int(config.gradient_accumulation_steps):
+        warnings.append(
+            f"num_processes is {config.num_processes}, but an update has gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps} batches: the other processes have nothing to do. Raise it, or take "
+            "fewer processes."
         )
     if config.rank >= 64 and machine.gpu_name and machine.vram_gb < 24:
         warnings.append(f"rank {config.rank} on {machine.vram_gb:.0f} GB is tight and overfits soon; 16 holds a style.")

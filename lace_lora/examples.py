@@ -57,7 +57,7 @@ def apart(examples: Sequence[Example], settings: Config, at_most: int, say: Say)
     """
     everything = list(range(len(examples)))
     wished = min(int(settings.validation_fraction * len(examples)), at_most)
-    if not settings.validate_every or not settings.validation_fraction:
+    if not settings.validation_fraction:
         return everything, []
     if not wished:
         say(f"held out  none: {settings.validation_fraction:g} of {len(examples)} pictures is less than one")
@@ -77,10 +77,12 @@ def apart(examples: Sequence[Example], settings: Config, at_most: int, say: Say)
 def word_notes(settings: Config, examples: Sequence[Example]) -> list[str]:
     """How the model reads the words: the parts of the concept token, and the ends of captions that it never sees."""
     tokenizers = sdxl.load_tokenizers(settings.pretrained_model)
-    parts = sdxl.count_tokens(tokenizers, settings.concept_token)
-    reads = f"is read as plain text of {parts} tokens"
     if settings.learn_concept_token:
         reads = f"becomes a word of its own, which begins as {settings.class_prompt!r}"
+        for tokenizer in tokenizers:
+            tokenizer.add_tokens([settings.concept_token])
+    else:
+        reads = f"is read as plain text of {sdxl.count_tokens(tokenizers, settings.concept_token)} tokens"
     notes = [f"concept   {settings.concept_token} {reads}"]
     cut = {one.path.name: words for one in examples if (words := sdxl.words_cut(tokenizers, one.caption))}
     if cut:

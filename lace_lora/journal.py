@@ -29,7 +29,7 @@ IDENTITY = (
     "learning_rate", "lr_scheduler", "lr_warmup_ratio", "optimizer", "max_grad_norm", "loss", "min_snr_gamma",
     "noise_offset", "caption_dropout", "prior_loss_weight",
 )  # fmt: skip
-WITH_CLASS_PICTURES = ("class_prompt", "num_class_images")
+WITH_CLASS_PICTURES, WITH_TOKEN = ("class_prompt", "num_class_images"), ("class_prompt",)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 WRITE_EVERY_SECONDS = 2.0  # run.json; Drive is slow with small files
 PACES = 20
@@ -66,6 +66,8 @@ class Journal:
     paces: list[float] = field(default_factory=list)  # seconds a step of the last few whiles of this session
     written_at: float = 0.0
     read_at: float = 0.0
+    # What comes up every so many steps and is no part of a step's time: looks, samples, checkpoints; seconds each.
+    between: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def is_finished(self) -> bool:
@@ -90,9 +92,9 @@ class Journal:
         now = monotonic()
         self.paces = [*self.paces, (now - self.read_at) / len(rows)][-PACES:]
         self.read_at = now
-        self.losses += [row["loss"] for row in rows]
         if self.writes:
             checkpoint.append_line(self.folder.log, "\n".join(json.dumps(row) for row in rows))
+        self.losses += [row["loss"] for row in rows]
         step = rows[-1]["step"]
         if now - self.written_at < WRITE_EVERY_SECONDS and step < total:
             return
@@ -123,7 +125,7 @@ class Journal:
 
     def best_step(self) -> int | None:
         """The step of the best look so far, or None."""
-        later = [row for row in self.looks if row["step"] > 0]
+        later = [row for row in self.looks if row["step"] > 0 and row["val_loss"] is not None]
         return min(later, key=lambda row: row["val_loss"])["step"] if later else None
 
     def recent_loss(self) -> float | None:
@@ -137,8 +139,9 @@ class Journal:
         return paces[len(paces) // 2] if paces else 0.0
 
     def seconds_left(self, step: int, total: int) -> float:
-        """Seconds until the last step at the present pace."""
-        return self.seconds_a_step() * (total - step)
+        """Seconds until the last step at the present pace, with what comes up between the steps."""
+        rest = sum((total // every - step // every) * seconds for every, seconds in self.between.values() if every)
+        return self.seconds_a_step() * (total - step) + rest
 
 
 def settle(asked: Config, planned: Config, folder: RunFolder) -> tuple[Config, list[str]]:
@@ -210,6 +213,7 @@ def has_learnt(folder: RunFolder) -> bool:
 
 def _deciding(settings: Config) -> dict[str, Any]:
     names = IDENTITY + (WITH_CLASS_PICTURES if settings.prior_loss_weight else ())
+    names += WITH_TOKEN if settings.learn_concept_token and not settings.prior_loss_weight else ()
     return {name: _value(settings, name) for name in names}
 
 
@@ -237,8 +241,9 @@ def _check_same(folder: RunFolder, earlier: dict[str, Any], wanted: dict[str, An
         raise RunError(
             f"{folder.root} holds a run that was begun differently: {', '.join(changed)}. "
             "Choose another run_name to train anew, or put back what was changed to go on. What decides no result may "
-            "change on the way: max_train_steps upwards, checkpoint_every and checkpoints_to_keep, validate_every, "
-            "sample_every, mixed_precision, gradient_checkpointing, compile, num_processes, log_with."
+            "change on the way: max_train_steps upwards, checkpoint_every, checkpoint_minutes, checkpoints_to_keep, "
+            "validate_every, early_stopping_patience, sample_every, mixed_precision, gradient_checkpointing, "
+            "attention_backend, compile, num_processes, log_with."
         )
 
 

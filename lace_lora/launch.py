@@ -1,19 +1,26 @@
 """The line that trains with several processes, and running it: one process for each GPU, by Accelerate or torchrun."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from lace_lora import config as settings_of
+from lace_lora import contents, stopping
 from lace_lora.config import Config
 from lace_lora.errors import MachineError, RunError
 from lace_lora.machine import Machine
+from lace_lora.run_folder import RunFolder
 
 MARK = "LACE_LORA_LAUNCHED"  # tells a process that it was started by `run`, and must not start others
-# What a launched process needs no word of: it is for generating, or this line says it already.
-_SKIPPED = ("num_processes", "preset")
+_SKIPPED = ("num_processes",)  # the line says it already
+
+FAILED = "failed    "  # begins the line in which a launched process says why it ends
 
 Say = Callable[[str], None]
 
@@ -55,10 +62,15 @@ def tells() -> bool:
     return not os.environ.get(MARK) and os.environ.get("RANK", "0") == "0"
 
 
+def is_worker() -> bool:
+    """Whether `run` started this process: a stop that was asked for is then no failure of it."""
+    return bool(os.environ.get(MARK))
+
+
 def run(config: Config, say: Say) -> None:
     """Train by the line that `command` gives, telling what it tells; raises RunError where it failed.
 
-    An interrupt reaches all processes of a terminal by itself; a notebook's stop is handed on.
+    A first interrupt or SIGTERM is handed on to the processes that train, which finish their step and save.
     """
     words = command(config)
     say(f"launching {' '.join(words[: words.index('-m')])} …")
@@ -69,33 +81,58 @@ def run(config: Config, say: Say) -> None:
     more = {MARK: "1", "PYTHONUNBUFFERED": "1", "ACCELERATE_USE_CPU": "true"} if words[0] == "torchrun" else {MARK: "1"}
     paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | more | {"PYTHONPATH": paths}
-    last = ""
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as worker:
-        assert worker.stdout is not None
-        try:
-            for told in worker.stdout:
-                last = told.strip() or last
-                say(told.rstrip())
-        except KeyboardInterrupt:
-            worker.terminate()  # the processes finish their step and save
-            for told in worker.stdout:
-                say(told.rstrip())
-    if worker.returncode != 0:
-        raise RunError(f"The launched training ended with exit code {worker.returncode} (last line: {last[:200]}).")
+    told: list[str] = []
+    # A session of its own: Ctrl-C in a terminal would reach the launcher too, which then ends all others by force.
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        with stopping.on_request(say, "Stopping: the processes finish their step and save.", lambda: _stop(launcher)):
+            try:
+                for text in launcher.stdout:
+                    told.append(text.rstrip())
+                    say(told[-1])
+            except BaseException:  # a second request; nobody is left to tell, and no process may stay behind
+                os.killpg(launcher.pid, signal.SIGKILL)
+                raise
+    if launcher.returncode != 0:
+        raise RunError(_failure(RunFolder.of(config), launcher.returncode, told))
+
+
+def _stop(launcher: "subprocess.Popen[str]") -> None:
+    """SIGTERM to the processes that train, not to their launcher, which would leave them 30 seconds."""
+    with suppress(psutil.Error):
+        for process in psutil.Process(launcher.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if any(word.endswith("lace_lora.main") for word in process.cmdline()):
+                    process.terminate()
+
+
+def _failure(folder: RunFolder, code: int, told: Sequence[str]) -> str:
+    """The error in run.json where there is one, else what the process said that failed by itself."""
+    facts = contents.facts(folder)
+    # One that fails takes the others with it, which then tell of a lost connection.
+    said = [line.removeprefix(FAILED).strip() for line in told if line.startswith(FAILED)]
+    said = [*(line for line in said if "unforeseen" not in line), *said, "it said nothing"]
+    sentence = str(facts["error"]) if facts.get("state") == "failed" and facts.get("error") else said[0]
+    return f"The launched training failed: {sentence[:600]} (exit code {code}; what was saved before stays.)"
 
 
 def _given(config: Config) -> list[str]:
-    """The settings that differ from their defaults, as words of a command line."""
+    """All settings of a training as words of a command line.
+
+    Those at their default too: a config.yaml or a preset that the processes find would else take their place.
+    """
     words = []
-    for name, field in Config.model_fields.items():
+    for name in Config.model_fields:
         value = getattr(config, name)
-        if value == field.default or value is None or name in _SKIPPED:
+        if name in _SKIPPED or value == ():
             continue
         if name in dict(settings_of.fields_of("pictures out")) and not _decides_training(name, config):
             continue
         texts = value if isinstance(value, tuple) else [value]
         for text in texts:
-            words += [f"--{name}", str(text).lower() if isinstance(text, bool) else str(text)]
+            words += [f"--{name}", "" if text is None else str(text).lower() if isinstance(text, bool) else str(text)]
     return words
 
 

@@ -106,5 +106,6 @@ def _words(parts: Parts, batch: cache.Batch, captions: list[str]) -> sdxl.Encode
 
 
 def _to(tensor: Tensor, device: str) -> Tensor:
-    """To the device without waiting for it."""
-    return tensor.to(device, non_blocking=True)
+    """To the device without waiting for it, which takes memory that is pinned."""
+    is_for_gpu = torch.device(device).type == "cuda"
+    return (tensor.pin_memory() if is_for_gpu else tensor).to(device, non_blocking=True)

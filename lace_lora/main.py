@@ -144,7 +144,7 @@ def train(config: Config) -> None:
     adapter = room.run(config, say=_say)
     if launch.tells():
         print(adapter)
-    if not adapter.is_complete:
+    if not adapter.is_complete and not launch.is_worker():
         raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
 
 
@@ -317,7 +317,9 @@ def _usage_sentence(error: Exception, words: Sequence[str]) -> str:
 def _failed(sentence: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(sentence, file=sys.stderr)
+    from lace_lora import launch
+
+    print(f"{launch.FAILED if launch.is_worker() else ''}{sentence}", file=sys.stderr)
     return 1
 
 

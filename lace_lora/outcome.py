@@ -41,22 +41,27 @@ def told(record: Journal, settings: Config, drive: Mirror) -> Iterator[None]:
 
 
 def _tell_failed(record: Journal, drive: Mirror, sentence: str) -> None:
+    # What is finished stays so when only its copy on Drive is missing: called again, it copies and does not train.
+    state = record.facts["state"] if record.facts["state"] in ("finished", "stopped") else "failed"
     with suppress(LaceError):  # a disk that is full for a checkpoint is full for run.json too; the first error counts
-        record.tell("failed", error=sentence)
+        record.tell(state, error=sentence)
         if record.writes:
             drive.deliver()
 
 
 def _out_of_memory(record: Journal, settings: Config) -> str:
-    """The sentence with the next three settings to try, those that help most first."""
+    """The sentence with the next three settings to try, those that help most first.
+
+    Only checkpointing leaves the numbers as they are, so only that can be changed under the same name.
+    """
     used = ""
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         used = f" ({torch.cuda.max_memory_reserved() / GIB:.1f} of {total / GIB:.1f} GB)"
     batch, resolution = int(settings.train_batch_size), int(settings.resolution)
     smaller = next((side for side in (1024, 768, 512) if side < resolution), resolution // 2)
+    same_run = ["gradient_checkpointing full"] if settings.gradient_checkpointing != "full" else []
     advice = [
-        "gradient_checkpointing full" if settings.gradient_checkpointing != "full" else "",
         f"train_batch_size 1 with gradient_accumulation_steps {batch * int(settings.gradient_accumulation_steps)}"
         if batch > 1
         else "",
@@ -66,10 +71,12 @@ def _out_of_memory(record: Journal, settings: Config) -> str:
         f"rank {max(4, settings.rank // 2)}" if settings.rank > 4 else "",
         "a GPU with more memory",
     ]
-    best = [one for one in advice if one][:3]
-    where = f"at step {len(record.losses) + 1}" if record.facts["state"] == "running" else "before the first step"
+    others = [one for one in advice if one][: 3 - len(same_run)]
+    listed = f"{', '.join(others[:-1])} or {others[-1]}" if len(others) > 1 else others[0]
+    best = "; or, ".join([*same_run, f"under another run_name, {listed}"])
+    where = f"after step {len(record.losses)}" if record.facts["state"] == "running" else "before the first step"
     what = "The GPU" if torch.cuda.is_available() else "This computer"
-    return f"{what} ran out of memory {where}{used}. Next to try: {', '.join(best[:-1])}, or {best[-1]}."
+    return f"{what} ran out of memory {where}{used}. Next to try: {best}."
 
 
 def printer(record: Journal, say: Say) -> Callable[[Step], None]:

@@ -31,7 +31,7 @@ TOKEN_RATE = 5.0
 
 @dataclass
 class Parts:
-    """All that training holds in memory. Only `checkpointing` changes, when memory runs out."""
+    """All that training holds in memory. Only `made` changes, and `checkpointing` when memory runs out."""
 
     unet: Any
     text: sdxl.TextParts | None  # only where text encoders are trained too
@@ -44,6 +44,7 @@ class Parts:
     device: str
     checkpointing: str
     may_save_memory: bool
+    made: int | None = 0  # updates that the weights hold; None while one is being applied
 
     @property
     def has_copies(self) -> bool:
@@ -149,10 +150,12 @@ def forget_gradients(parts: Parts) -> None:
 @contextmanager
 def averaged(parts: Parts) -> Iterator[None]:
     """The weights that count, where an optimizer averages its way (schedulefree); afterwards all is as it was."""
-    with optimizers.averaged(parts.optimizer):
+    try:
+        with optimizers.averaged(parts.optimizer):
+            publish(parts)
+            yield
+    finally:
         publish(parts)
-        yield
-    publish(parts)
 
 
 def learnt(parts: Parts) -> dict[str, Tensor]:
@@ -209,7 +212,8 @@ def restore(parts: Parts, folder: Path, run_id: str) -> int:
     # What ran out of memory once would do so again; on a larger GPU a person says none, and is heard.
     if parts.may_save_memory and CHECKPOINTING.index(reached) > CHECKPOINTING.index(parts.checkpointing):
         set_checkpointing(parts, reached)
-    return int(facts["step"])
+    parts.made = int(facts["step"])
+    return parts.made
 
 
 # -- inside --

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from lace_lora.errors import MachineError
 from lace_lora.families.quiet import quiet
@@ -17,6 +18,9 @@ with quiet():
     import torch.distributed as dist
     from torch import Tensor
     from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+
+LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ def join() -> Processes:
     with quiet():
         from accelerate import PartialState
 
-        state = PartialState(cpu=device == "cpu")
+        # One waits for the first while it encodes hundreds of pictures and draws class pictures; torch's own limit for
+        # GPUs is ten minutes.
+        state = PartialState(cpu=device == "cpu", timeout=LONGEST_WAIT)
     if state.num_processes != count:
         raise MachineError(
             f"{count} processes were started, but only {state.num_processes} found each other. "

@@ -1,7 +1,8 @@
 """One sitting of a run: after each step what is due — the log, a look at held-out pictures, samples, a checkpoint."""
 
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -18,6 +19,7 @@ from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
 from lace_lora.losses import Pictures
+from lace_lora.machine import is_out_of_memory
 from lace_lora.parts import Parts
 from lace_lora.run_folder import RunFolder
 from lace_lora.steps import Step
@@ -52,12 +54,13 @@ class Sitting:
 
 
 def train(now: Sitting, pictures: Pictures, classes: Pictures | None, start: int) -> None:
-    """All steps from `start` on, and after each what is due: a look, samples, the log, a checkpoint."""
-    if start == 0:
-        _look(now, 0)
-        _draw_samples(now, 0)
-        now.record.resume_clock()
-    with stopping.on_request(now.say, "Stopping: this step is finished and saved first.") as stop:
+    """All steps from `start` on, and after each what is due: a look, samples, the log, a checkpoint.
+
+    Whatever else fails between two updates, those that are made are saved first.
+    """
+    if _begin(now, start):
+        return
+    with stopping.on_request(now.say, "Stopping: this step is finished and saved first.") as stop, _rescue(now):
         done = steps.steps(
             now.parts, pictures, classes, now.settings, start,
             processes=now.together, asked_to_stop=lambda: stop.asked, say=now.say,
@@ -77,14 +80,51 @@ def train(now: Sitting, pictures: Pictures, classes: Pictures | None, start: int
                 return
 
 
+def _begin(now: Sitting, start: int) -> bool:
+    """What was due after the step that is gone on from and did not come about; returns whether that ends the run."""
+    if start == 0 and now.together.is_first:
+        shutil.rmtree(now.folder.samples, ignore_errors=True)  # of a first try that left no checkpoint
+    total = int(now.settings.max_train_steps)
+    if _is_look_due(now, start, total) and not any(row["step"] == start for row in now.record.looks):
+        _look(now, start)
+    if _is_sample_due(now, start, total):
+        _draw_samples(now, start)
+    now.record.resume_clock()
+    is_early = _has_lost_patience(now)
+    if is_early:
+        now.record.tell("running", stopped_early_at=start)
+    return is_early
+
+
+@contextmanager
+def _rescue(now: Sitting) -> Iterator[None]:
+    """Save the updates that are made when anything fails between two of them."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # what failed first is what is told
+            _save_what_is_made(now)
+        raise
+
+
+def _save_what_is_made(now: Sitting) -> None:
+    """A checkpoint of the updates that the weights hold, where each stands in the log and nothing is NaN."""
+    made = now.parts.made
+    if made is None or not all(bool(torch.isfinite(master).all()) for master in now.parts.masters.values()):
+        return
+    now.done = made
+    _read(now)
+    if len(now.record.losses) == made and checkpoint.problem_of(now.folder.checkpoint(made)) is not None:
+        _save_checkpoint(now)
+
+
 def _after(now: Sitting, step: Step) -> dict[str, Any] | None:
     """What follows a step; returns the row of the look at the held-out pictures, if there was one."""
-    settings, is_last = now.settings, step.number == step.total
-    is_look = now.views is not None and (is_last or step.number % max(1, settings.validate_every) == 0)
-    is_sample = now.wanted is not None and (is_last or step.number % settings.sample_every == 0)
+    is_look = _is_look_due(now, step.number, step.total)
+    is_sample = _is_sample_due(now, step.number, step.total)
     waited = monotonic() - now.record.read_at
     is_free = now.parts.device == "cpu"
-    if not (is_look or is_sample or is_last or is_free or waited > READ_EVERY_SECONDS):
+    if not (is_look or is_sample or step.number == step.total or is_free or waited > READ_EVERY_SECONDS):
         return None
     earlier = _read(now)
     row = _look(now, step.number) if is_look else None
@@ -95,11 +135,20 @@ def _after(now: Sitting, step: Step) -> dict[str, Any] | None:
     return row
 
 
+def _is_look_due(now: Sitting, number: int, total: int) -> bool:
+    return now.views is not None and (number in (0, total) or number % now.settings.validate_every == 0)
+
+
+def _is_sample_due(now: Sitting, number: int, total: int) -> bool:
+    return now.wanted is not None and (number in (0, total) or number % now.settings.sample_every == 0)
+
+
 def _read(now: Sitting) -> list[Step]:
     """Read the losses of the steps made since the last time: checked, logged; returns those steps."""
-    unread, now.unread = now.unread, []
+    unread = now.unread
     for step in unread:
         steps.check_finite(step, now.parts.scaler)
+    now.unread = []
     if unread:
         rows = [step.as_row() for step in unread]
         now.record.add(rows, unread[-1].total, peak_vram_gb(now.parts.device))
@@ -114,24 +163,45 @@ def _look(now: Sitting, number: int) -> dict[str, Any] | None:
     """Look at the held-out pictures, log what was seen, and keep the best checkpoint."""
     if now.views is None:
         return None
-    row = validation.look(now.parts, now.views, now.settings, number, now.together)
+    with _timed(now, "look", now.settings.validate_every):
+        row = validation.look(now.parts, now.views, now.settings, number, now.together)
     row["is_best"] = validation.is_best(row, now.record.looks)
     now.record.add_look(row)
     values = {"validation/held_out": row["val_loss"], "validation/learnt": row["train_probe_loss"]}
-    now.tracker.log(number, values)
-    first = now.record.looks[0]["val_loss"]
-    best = "  best so far" if row["is_best"] else ""
-    now.say(
-        f"held out  step {number}  loss {row['val_loss']:.4f} ({100 * row['val_loss'] / first:.1f} % of the base's), "
-        f"learnt pictures {row['train_probe_loss']:.4f}{best}"
-    )
+    now.tracker.log(number, {name: value for name, value in values.items() if value is not None})
+    now.say(_told(row, now.record.looks[0]["val_loss"]))
     return row
+
+
+def _told(row: dict[str, Any], first: float | None) -> str:
+    """A look in a line; `first` is the loss of the look before training."""
+    if row["val_loss"] is None or row["train_probe_loss"] is None:
+        return f"held out  step {row['step']}  the loss is no number; mixed_precision bf16 or no would tell more"
+    share = f" ({100 * row['val_loss'] / first:.1f} % of the base's)" if first else ""
+    best = "  best so far" if row["is_best"] else ""
+    learnt = f"learnt pictures {row['train_probe_loss']:.4f}"
+    return f"held out  step {row['step']}  loss {row['val_loss']:.4f}{share}, {learnt}{best}"
+
+
+@contextmanager
+def _timed(now: Sitting, what: str, every: int) -> Iterator[None]:
+    """Note how long something takes that comes up every so many steps, for the time that is left."""
+    began = monotonic()
+    yield
+    now.record.between[what] = (every, monotonic() - began)
 
 
 def _draw_samples(now: Sitting, number: int) -> tuple[Path, ...]:
     if now.wanted is None or not now.together.is_first:
         return ()
-    paths = samples.draw(now.parts, now.wanted, now.settings, now.folder, number)
+    try:
+        with _timed(now, "samples", now.settings.sample_every):
+            paths = samples.draw(now.parts, now.wanted, now.settings, now.folder, number)
+    except Exception as error:  # a row of samples that is missing is worth no training
+        reason = "memory ran out" if is_out_of_memory(error) else str(error)
+        now.say(f"! The samples of step {number} could not be drawn ({reason}); training goes on without them.")
+        sdxl.give_back_memory()
+        return ()
     for place, path in enumerate(paths):
         now.tracker.picture(number, f"sample_{place}", path)
     return paths
@@ -157,6 +227,7 @@ def _save_checkpoint(now: Sitting) -> None:
     if not now.together.is_first:
         return
     folder, number, run_id = now.folder, now.done, now.record.facts["id"]
+    began = monotonic()
     try:
         checkpoint.save_folder(folder.checkpoint(number), lambda path: state.save(now.parts, path, number, run_id))
     except LaceError:
@@ -167,6 +238,7 @@ def _save_checkpoint(now: Sitting) -> None:
     kept = None if best is None else folder.checkpoint(best)
     checkpoint.prune(folder.checkpoints, now.settings.checkpoints_to_keep, written=folder.checkpoint(number), best=kept)
     now.drive.deliver()
+    now.record.between["checkpoint"] = (now.settings.checkpoint_every, monotonic() - began)
     now.record.resume_clock()
 
 
@@ -176,7 +248,7 @@ def finish(now: Sitting) -> Adapter:
     early, best = record.facts.get("stopped_early_at"), record.best_step()
     is_complete = number >= total or early is not None
     if early is not None and best is not None:
-        number = state.restore(now.parts, now.folder.checkpoint(best), record.facts["id"])
+        number = best = _go_back_to(now, best)
     facts = facts_of(now, number, is_complete)
     found = state.learnt(now.parts)
     now.tracker.close()
@@ -193,9 +265,20 @@ def finish(now: Sitting) -> Adapter:
     now.drive.finish()
     ends = f"finished  {now.done} steps; the adapter is {now.drive.remote.adapter_weights}"
     if early is not None:
-        ends = f"finished  early, at step {now.done}: no better look since step {number}, whose adapter is kept"
+        ends = f"finished  early, at step {now.done}: no better look since step {best}, whose adapter is kept"
     now.say(ends if is_complete else f"Stopped at step {now.done} of {total}. Run the same again to go on.")
     return adapters.load(now.drive.remote.root)
+
+
+def _go_back_to(now: Sitting, best: int) -> int:
+    """Take up the best checkpoint where it is whole; returns the step whose weights there are now."""
+    folder = now.folder.checkpoint(best)
+    if problem := checkpoint.problem_of(folder):
+        now.say(
+            f"! The best checkpoint, {folder.name}, is not used: {problem}. The adapter is that of step {now.done}."
+        )
+        return now.done
+    return state.restore(now.parts, folder, now.record.facts["id"])
 
 
 def facts_of(now: Sitting, number: int, is_complete: bool) -> AdapterFacts:

@@ -111,7 +111,9 @@ def steps(
         work += [(class_pictures, settings.prior_loss_weight)] if class_pictures is not None else []
         losses = _gradients(parts, work, batches, settings, processes, say)
         stops = _sum_up(parts, losses, processes, asked_to_stop())
+        parts.made = None
         norm = _update(parts, settings.max_grad_norm)
+        parts.made = number + 1
         yield Step(
             number=number + 1,
             total=total,
@@ -135,7 +137,7 @@ def check_finite(step: Step, scaler: torch.amp.GradScaler) -> None:
         raise RunError(
             f"The {'loss' if is_bad_loss else 'gradient'} became NaN at step {step.number}, with "
             f"{', '.join(step.names)}. The last checkpoint is kept. Next to try: mixed_precision bf16 or no, a smaller "
-            "learning_rate (under another run_name), or leave these pictures out."
+            "learning_rate or leaving these pictures out, both under another run_name."
         )
 
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
@@ -26,8 +26,10 @@ class Stop:
 
 
 @contextmanager
-def on_request(say: Callable[[str], None], notice: str) -> Iterator[Stop]:
+def on_request(say: Callable[[str], None], notice: str, hand_on: Callable[[], None] = lambda: None) -> Iterator[Stop]:
     """Note requests to stop inside the block, saying `notice`; the work ends where it loses nothing.
+
+    hand_on  called once with the first request, where others must hear of it
 
     An interrupt can otherwise land in the middle of a step or of a file. Outside the main thread, where Python delivers
     no signals, nothing changes.
@@ -41,10 +43,9 @@ def on_request(say: Callable[[str], None], notice: str) -> Iterator[Stop]:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        try:
+        with suppress(RuntimeError, OSError):  # in the middle of another print, or nobody reads any more
             say(notice)
-        except RuntimeError:  # the signal came in the middle of another print
-            pass
+        hand_on()
 
     earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -65,7 +65,8 @@ def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None
     with together.first_alone():
         plan, folder, notes = _planned(config, together.count, say)
     if launch.is_needed(plan.config, together.count):
-        launch.run(plan.config, say)
+        mode = "auto" if plan.may_save_memory else plan.config.gradient_checkpointing
+        launch.run(plan.config.model_copy(update={"gradient_checkpointing": mode}), say)
         return adapters.load(folder.root)
     for line in notes:
         say(line)
@@ -123,9 +124,12 @@ def _run_here(
 
         # Train: stop only between two steps.
         encoded = encoded.to_device(device, plan.free_bytes, say)
+        if encoded_classes is not None:
+            encoded_classes = encoded_classes.to_device(device, plan.free_bytes - encoded.size_bytes, say)
         pictures = _stream("pictures", encoded.only(learnt), settings, settings.dataset_repeats)
         classes = _stream("class pictures", encoded_classes, settings, 1) if encoded_classes else None
-        views = validation.Views.of(encoded.only(held_out), pictures.cache, settings.seed) if held_out else None
+        is_looking = bool(held_out and settings.validate_every)
+        views = validation.Views.of(encoded.only(held_out), pictures.cache, settings.seed) if is_looking else None
         tracker = _tracker(settings, folder, record, start, say) if together.is_first else trackers.silent()
         progress = show or outcome.printer(record, say)
         sitting.forget_peak_vram(device)

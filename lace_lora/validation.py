@@ -4,6 +4,7 @@ The same noise and the same times at every look, so that two looks differ by wha
 anew each time, the loss would jump by more than it falls in a hundred steps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,23 +54,36 @@ def look(parts: Parts, views: Views, settings: Config, step: int, processes: Pro
     processes.sum_([found])
     numbers, count = found.tolist(), len(views.held_out.samples)
     held_out, probe = numbers[:count], numbers[count:]
-    return {"step": step, "val_loss": sum(held_out) / len(held_out), "train_probe_loss": sum(probe) / len(probe)}
+    return {"step": step, "val_loss": _mean(held_out), "train_probe_loss": _mean(probe)}
 
 
 def is_best(row: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> bool:
     """Whether no earlier look found a lower loss. The look before training is no choice: nothing was learnt yet."""
-    return row["step"] > 0 and all(row["val_loss"] < one["val_loss"] for one in earlier if one["step"] > 0)
+    if row["step"] == 0 or row["val_loss"] is None:
+        return False
+    return all(row["val_loss"] < one["val_loss"] for one in chosen_from(earlier))
+
+
+def chosen_from(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The looks that a best one can be among: after the first step, and with a loss that is a number."""
+    return [row for row in rows if row["step"] > 0 and row["val_loss"] is not None]
 
 
 def looks_since_best(rows: Sequence[dict[str, Any]]) -> int:
     """How many looks came after the best one; looks before training count as none."""
     later = [row for row in rows if row["step"] > 0]
-    best = min(range(len(later)), key=lambda place: later[place]["val_loss"], default=0)
-    return max(0, len(later) - 1 - best)
+    losses = [math.inf if row["val_loss"] is None else row["val_loss"] for row in later]
+    return max(0, len(later) - 1 - losses.index(min(losses))) if losses else 0
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    """None where it is no number (half precision can overflow in a look too), as JSON knows no NaN."""
+    mean = sum(numbers) / len(numbers)
+    return mean if math.isfinite(mean) else None
 
 
 def _loss(parts: Parts, encoded: cache.Cache, number: int, settings: Config) -> Tensor:
-    """One picture's mean loss over its fixed times and noise, as it is (no flip, no crop but the first)."""
+    """One picture's mean loss over its fixed times and noise, in its first cut and not mirrored."""
     sample = encoded.samples[number]
     shape = encoded.latent_shape(number, 0)
     # By content: another order or another set leaves each picture's noise as it was.

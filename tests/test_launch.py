@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lace_lora import checkpoint, config, launch, train
+from lace_lora import checkpoint, config, launch, main, train
 from lace_lora.config import Config
 from lace_lora.errors import MachineError, RunError
 from lace_lora.machine import Machine
@@ -31,7 +31,25 @@ def test_the_launch_line_carries_the_settings(settings: Config) -> None:
     assert words[words.index("-m") :][:3] == ["-m", "lace_lora.main", "train"]
     given = dict(zip(words[words.index("train") + 1 :: 2], words[words.index("train") + 2 :: 2], strict=True))
     assert (given["--rank"], given["--random_flip"], given["--resolution"]) == ("4", "false", "64")
-    assert words.count("--image_types") == 2 and "--num_images" not in given and "--class_prompt" not in given
+    assert words.count("--image_types") == 2 and "--num_images" not in given
+
+
+def test_launched_processes_train_with_the_settings_of_the_plan(settings: Config, tmp_path: Path, monkeypatch) -> None:
+    """L13, C19: whatever config.yaml or preset they would find, and with values that are the defaults."""
+    (tmp_path / "config.yaml").write_text("rank: 64\nlearning_rate: 0.5\nvae_model: elsewhere\nmin_snr_gamma: 0\n")
+    monkeypatch.chdir(tmp_path)
+    planned = settings.model_copy(update={"rank": 16, "learning_rate": 1e-4, "num_processes": 2})
+    words = launch.command(planned, LAPTOP)
+    read: list[Config] = []
+
+    def take(found: Config, **_: object) -> None:
+        read.append(found)
+        raise RunError("read")
+
+    monkeypatch.setattr(train, "run", take)
+    main.run(words[words.index("train") :])
+    names = set(Config.model_fields) - {name for name, _ in config.fields_of("pictures out")}
+    assert {name: getattr(read[0], name) for name in names} == {name: getattr(planned, name) for name in names}
 
 
 def test_the_line_is_the_machines_own(settings: Config) -> None:
@@ -123,5 +141,5 @@ def test_a_launched_run_that_is_stopped_goes_on_in_one_process(settings: Config,
 def test_a_launched_training_that_fails_says_so(settings: Config, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     broken = settings.model_copy(update={"num_processes": 2, "run_name": "broken"})
-    with pytest.raises(RunError, match="The launched training ended with exit code 1"):
+    with pytest.raises(RunError, match=r"The launched training failed: No .*empty.*\(exit code 1"):
         launch.run(broken.model_copy(update={"images_dir": str(tmp_path / "empty")}), quietly)

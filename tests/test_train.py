@@ -253,8 +253,8 @@ def test_running_out_of_memory_names_the_next_three_settings(settings: Config, m
         patch.setattr(sdxl, "predict", starving_at(8))
         train.run(chosen, say=quietly)
     assert str(caught.value).endswith(
-        "ran out of memory at step 8. Next to try: gradient_checkpointing full, "
-        "train_batch_size 1 with gradient_accumulation_steps 2, or resolution 32."
+        "ran out of memory after step 7. Next to try: gradient_checkpointing full; or, under another run_name, "
+        "train_batch_size 1 with gradient_accumulation_steps 2 or resolution 32."
     )
     folder = RunFolder.of(chosen)
     assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoint(5)
