@@ -101,6 +101,17 @@ def test_two_gpus_share_the_batches_of_an_update():
     assert planned(two).minutes == pytest.approx(planned(T4).minutes / 2)
 
 
+def test_every_gpu_has_a_batch_of_an_update_or_stays_out_of_it():
+    """C19: a preset's two batches become eight on eight GPUs; a number that a person wrote stays."""
+    eight = dataclasses.replace(A100, gpu_count=8)
+    raised = planned(eight).config
+    assert (raised.num_processes, raised.gradient_accumulation_steps) == (8, 8)
+    kept = planned(eight, gradient_accumulation_steps=3).config
+    assert (kept.num_processes, kept.gradient_accumulation_steps) == (3, 3)
+    idle = planned(eight, gradient_accumulation_steps=3, num_processes=8)
+    assert any("the other processes have nothing to do" in warning for warning in idle.warnings)
+
+
 def test_checkpointing_is_chosen_only_where_memory_asks_for_it():
     assert planned(T4).config.gradient_checkpointing == "none"
     assert planned(A100).config.gradient_checkpointing == "none"

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lace_lora import parts, quantize, steps
+from lace_lora import losses, parts, quantize, steps
 from lace_lora.config import Config
 from lace_lora.errors import MachineError
 from lace_lora.families import sdxl
@@ -128,15 +128,22 @@ def test_a_lora_on_it_learns_and_loads_on_the_unquantised_base(
     seen = []
     for step in steps.steps(made, encoded, None, changed, 0):
         seen.append(step.loss)
-        if step.number == 2:
-            answer(made.unet.float() if dtype == torch.float32 else made.unet) if dtype == torch.float32 else None
+        if step.number == 2 and dtype == torch.float32:
+            answer(made.unet)
     assert sum(seen[-8:]) < sum(seen[:8])
     trained = {id(parameter) for parameter in made.parameters.values()}
     assert all(id(one) in trained for one in made.unet.parameters() if one.requires_grad)
+    # On the unquantised base: what was learnt on 4 bits makes the same pictures' losses smaller there too.
     plain, pictures = parts_and_pictures(changed.model_copy(update={"quantization": "none"}))
+    before = loss_over(plain, pictures, changed)
     parts.take_up(plain, parts.learnt(made))
-    first = next(steps.steps(plain, pictures, None, changed, 0)).loss
-    assert first == pytest.approx(list(islice(seen, 1))[0], rel=0.5)
+    assert loss_over(plain, pictures, changed) < 0.98 * before
+
+
+def loss_over(made: parts.Parts, pictures: losses.Pictures, settings: Config) -> float:
+    """The mean loss of the first batches."""
+    with torch.no_grad():
+        return sum(float(losses.losses_of_batch(made, pictures, number, settings).mean()) for number in range(8)) / 8
 
 
 def test_a_run_on_it_is_resumed_bit_for_bit(wide: Config, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lace_lora import adapter, cache, checkpoint, config, journal, parts, schedule, train
+from lace_lora import adapter, cache, checkpoint, config, journal, parts, samples, schedule, train, validation
 from lace_lora.config import Config
 from lace_lora.errors import MachineError, RunError
 from lace_lora.families import sdxl
@@ -257,10 +257,69 @@ def test_running_out_of_memory_names_the_next_three_settings(settings: Config, m
         "train_batch_size 1 with gradient_accumulation_steps 2 or resolution 32."
     )
     folder = RunFolder.of(chosen)
-    assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoint(5)
+    assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoint(7), "what was made is saved"
     said: list[str] = []
     made = train.run(chosen.model_copy(update={"gradient_checkpointing": "full"}), say=said.append)
-    assert made.is_complete and "resumed   after step 5" in said  # and the run goes on with less
+    assert made.is_complete and "resumed   after step 7" in said  # and the run goes on with less
+
+
+def test_a_run_that_fails_between_two_steps_loses_none_and_goes_on_as_an_unbroken_one(
+    settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L14, P19: what shows the steps fails, or the log, or a look; those that were made are saved and logged."""
+    update = {"checkpoint_every": 100, "validation_fraction": 0.3, "validate_every": 4}
+    whole, cut = (settings.model_copy(update=update | {"run_name": name}) for name in ("whole", "cut"))
+    train.run(whole, say=quietly)
+    folder = RunFolder.of(cut)
+
+    def show(step: train.Step) -> None:
+        if step.number == 3:
+            raise ValueError("the window is gone")
+
+    with pytest.raises(ValueError, match="the window is gone"):
+        train.run(cut, say=quietly, show=show)
+    assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoint(3)
+    with monkeypatch.context() as patch, pytest.raises(MachineError, match="ran out of memory"):
+        patch.setattr(validation, "look", starving_at(1))
+        train.run(cut, say=quietly)
+    assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoint(4), "and its look is made up for"
+    append = checkpoint.append_line
+
+    def full(path: Path, line: str) -> None:
+        if '"step": 6' in line:
+            raise MachineError("The disk is full.")
+        append(path, line)
+
+    with monkeypatch.context() as patch, pytest.raises(MachineError, match="The disk is full"):
+        patch.setattr(checkpoint, "append_line", full)
+        train.run(cut, say=quietly)
+    train.run(cut, say=quietly)
+    assert_same(folder, RunFolder.of(whole))
+
+
+def test_samples_that_cannot_be_drawn_cost_no_training(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L19."""
+    changed = settings.model_copy(update={"sample_every": 5, "prompts": ("a photo of <lace>",)})
+    monkeypatch.setattr(samples, "draw", starving_at(1, 2, 3, 4))
+    said: list[str] = []
+    assert train.run(changed, say=said.append).is_complete
+    assert "! The samples of step 5 could not be drawn (memory ran out); training goes on without them." in said
+
+
+def test_a_checkpoint_is_also_written_by_the_clock(settings: Config) -> None:
+    """L14: sessions die by the clock."""
+    timed = {"checkpoint_minutes": 1e-6, "checkpoint_every": 100, "max_train_steps": 3, "checkpoints_to_keep": 10}
+    train.run(settings.model_copy(update=timed), say=quietly)
+    kept = [folder.name for folder in checkpoint.numbered(RunFolder.of(settings).checkpoints)]
+    assert kept == ["step-000001", "step-000002", "step-000003"]
+
+
+def test_the_time_that_is_left_holds_what_comes_up_between_the_steps(settings: Config) -> None:
+    """L14: 10 steps of 2 s, of which each fifth is followed by 3 s, and after the tenth 7 s."""
+    record = journal.Journal(RunFolder.of(settings), {"state": "running", "step": 0, "total": 20}, writes=False)
+    record.paces = [2.0]
+    record.between = {"look": (5, 3.0), "checkpoint": (20, 7.0)}
+    assert record.seconds_left(10, 20) == 10 * 2 + 2 * 3 + 7
 
 
 def test_running_out_of_memory_where_checkpointing_is_auto_loses_nothing(

@@ -1,19 +1,21 @@
 """Looks at held-out pictures: fixed noise, the best checkpoint, early stopping (L14, P19)."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lace_lora import checkpoint, parts, steps, train, validation
+from lace_lora import adapter, checkpoint, parts, sitting, steps, train, validation
 from lace_lora.config import Config
 from lace_lora.families import sdxl
 from lace_lora.processes import Processes
 from lace_lora.run_folder import RunFolder
 from tests.conftest import draw_lace, draw_threads
-from tests.training import assert_same, parts_and_pictures, quietly, stop_after
+from tests.training import assert_same, parts_and_pictures, quietly, result_of, stop_after
 
 ALONE = Processes(0, 1, "cpu")
 SIZES = ((96, 96), (128, 80), (80, 128), (100, 100), (140, 90), (64, 64), (90, 70), (70, 70))
@@ -181,3 +183,92 @@ def test_averaging_optimizers_are_looked_at_by_their_average(eight: Config) -> N
     fresh, _ = parts_and_pictures(changed.model_copy(update={"optimizer": "adamw"}))
     parts.take_up(fresh, averaged)
     assert validation.look(fresh, views, changed, 10, ALONE)["val_loss"] == pytest.approx(row["val_loss"], abs=1e-6)
+
+
+LOSSES = (1.0, 0.9, 0.8, 0.85, 0.84, 0.7, 0.6, 0.5)
+
+
+def drawn_from(monkeypatch: pytest.MonkeyPatch, losses: Sequence[float | None] = LOSSES) -> None:
+    """Looks whose loss is that of their place, whenever and in whichever session they are made."""
+    look = validation.look
+
+    def found(made: parts.Parts, views: validation.Views, settings: Config, step: int, *rest: Any) -> dict[str, Any]:
+        return look(made, views, settings, step, *rest) | {"val_loss": losses[step // 2]}
+
+    monkeypatch.setattr(validation, "look", found)
+
+
+def test_an_early_end_that_is_cut_off_ends_the_same_when_it_is_called_again(
+    eight: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L14, P19: between its last checkpoint and its adapter; it must not train on."""
+    drawn_from(monkeypatch)
+    update = {"early_stopping_patience": 2, "max_train_steps": 14}
+    whole, cut = (eight.model_copy(update=update | {"run_name": name}) for name in ("whole", "cut"))
+    train.run(whole, say=quietly)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sitting, "finish", lambda now: raise_(KeyboardInterrupt()))
+        train.run(cut, say=quietly)
+    assert train.run(cut, say=quietly).facts.step == 4
+    assert_same(RunFolder.of(cut), RunFolder.of(whole))
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+def test_an_early_end_does_not_take_a_damaged_best_checkpoint(eight: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P19: it says so and keeps the last weights, which are sound."""
+    drawn_from(monkeypatch)
+    changed = eight.model_copy(update={"early_stopping_patience": 2, "max_train_steps": 14})
+    finish = sitting.finish
+
+    def damaged(now: sitting.Sitting) -> adapter.Adapter:
+        file = now.folder.checkpoint(4) / parts.LORA_FILE
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(bytes(data))
+        return finish(now)
+
+    monkeypatch.setattr(sitting, "finish", damaged)
+    said: list[str] = []
+    made = train.run(changed, say=said.append)
+    assert made.facts.step == 8 and made.is_complete
+    assert any("step-000004, is not used: lora.safetensors is not as it was written" in line for line in said)
+
+
+def test_switching_looks_off_on_the_way_changes_nothing_that_is_learnt(eight: Config) -> None:
+    """L14: held-out pictures stay held out, so validate_every may change while a run goes on."""
+    whole, cut = (eight.model_copy(update={"run_name": name}) for name in ("whole", "cut"))
+    train.run(whole, say=quietly)
+    train.run(cut, say=quietly, show=stop_after(5))
+    train.run(cut.model_copy(update={"validate_every": 0}), say=quietly)
+    one, other = (result_of(RunFolder.of(run)) for run in (whole, cut))
+    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in (one[2], other[2])]
+    assert losses[0] == losses[1]
+
+
+def test_a_look_whose_loss_is_no_number_is_never_the_best(eight: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P19: JSON knows no NaN, and a NaN is below nothing."""
+    look, shown = validation._loss, iter([*[0.5] * 16, *[math.nan] * 16])
+    monkeypatch.setattr(validation, "_loss", lambda *words: look(*words) * 0 + next(shown, 0.4))
+    said: list[str] = []
+    train.run(eight, say=said.append)
+    rows = looks_of(RunFolder.of(eight))
+    assert rows[1]["val_loss"] is None and rows[1]["is_best"] is False and rows[2]["is_best"] is True
+    assert any("step 2  the loss is no number" in line for line in said)
+    assert "NaN" not in RunFolder.of(eight).log.read_text() + RunFolder.of(eight).best.read_text()
+
+
+def test_a_look_reads_captions_with_the_encoders_that_are_being_trained(eight: Config) -> None:
+    """L18: cached words would show the looks of an encoder that is not there any more."""
+    changed = eight.model_copy(update={"train_text_encoder": True})
+    made, views = views_of(changed)
+    before = validation.look(made, views, changed, 0, ALONE)["val_loss"]
+    with torch.no_grad():
+        for name, master in made.masters.items():
+            if name.startswith("text_encoder") and ".lora_B." in name:
+                master.normal_()
+    parts.publish(made)
+    assert validation.look(made, views, changed, 0, ALONE)["val_loss"] != before

@@ -49,6 +49,23 @@ def stop_after(number: int) -> Callable[[train.Step], None]:
     return show
 
 
+def grow(made: parts.Parts) -> None:
+    """Give B of every LoRA some weight: it begins at zero, and then no gradient reaches A."""
+    chance = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, master in made.masters.items():
+            if ".lora_B." in name:
+                master.copy_(0.05 * torch.randn(master.shape, generator=chance))
+    parts.publish(made)
+
+
+def same_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], within: float = 1e-4) -> bool:
+    """Each tensor by its own size, A and B alike; none may be nothing."""
+    sizes = {name: float(tensor.abs().max()) for name, tensor in one.items()}
+    assert one.keys() == other.keys() and min(sizes.values()) > 0
+    return all(float((one[name] - other[name]).abs().max()) <= within * sizes[name] for name in one)
+
+
 def parts_and_pictures(settings: Config, dtype: torch.dtype = torch.float32) -> tuple[parts.Parts, Pictures]:
     """What a training holds before its first step."""
     torch.manual_seed(99)
