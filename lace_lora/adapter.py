@@ -149,7 +149,8 @@ def save(state: Mapping[str, Tensor], folder: RunFolder, facts: AdapterFacts) ->
     checkpoint.write_bytes(folder.adapter_for_tools, _bytes_of(others, header))
     if rows:
         checkpoint.write_bytes(folder.concept_token, _bytes_of(rows, header))
-    checkpoint.write_json(folder.adapter_card, asdict(facts))
+    sums = {file.name: checkpoint.sha256(file) for file in (folder.adapter_weights, folder.adapter_for_tools)}
+    checkpoint.write_json(folder.adapter_card, asdict(facts) | {"sha256": sums})
     return Adapter(facts, state, folder.adapter_weights)
 
 
@@ -181,9 +182,23 @@ def load(path: str | Path) -> Adapter:
         raise AdapterError(
             f"{file} is damaged or no safetensors file ({str(error).splitlines()[0]}). Copy or train it again."
         ) from error
+    if (expected := _card_of(file).get("sha256", {}).get(file.name)) and checkpoint.sha256(file) != expected:
+        raise AdapterError(
+            f"{file} is not as it was written (its checksum in adapter.json differs). lace-lora train writes it again "
+            "from the last checkpoint; or copy it again."
+        )
     facts = _with_path(_facts_of(file, header, shapes), file)
     _check_facts(file, facts, state)
     return Adapter(facts, state | _token_rows(file, facts), file)
+
+
+def is_whole(folder: RunFolder) -> bool:
+    """Whether a run's adapter is there and as it was written."""
+    try:
+        load(folder.root)
+    except AdapterError:
+        return False
+    return True
 
 
 def fuse(unet: Any, adapter: Adapter, scale: float = 1.0) -> None:
@@ -260,12 +275,18 @@ def _facts_of(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[
 
 def _with_path(facts: AdapterFacts, file: Path) -> AdapterFacts:
     """Headers go to strangers and name the base model only; the card beside a run's file says where it lies."""
+    card = _card_of(file)
+    same = public_name(str(card.get("base_model", ""))) == facts.base_model
+    return replace(facts, base_model=card["base_model"]) if same else facts
+
+
+def _card_of(file: Path) -> dict[str, Any]:
+    """The card beside a run's file; nothing where there is none."""
     try:
         card = json.loads((file.parent / RunFolder(file.parent.parent).adapter_card.name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return facts
-    same = public_name(str(card.get("base_model", ""))) == facts.base_model
-    return replace(facts, base_model=card["base_model"]) if same else facts
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def _token_rows(file: Path, facts: AdapterFacts) -> dict[str, Tensor]:

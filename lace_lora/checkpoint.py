@@ -25,6 +25,7 @@ import psutil
 from lace_lora.errors import LaceError, MachineError, RunError
 
 MARKER = "complete.json"
+DAMAGED = ".damaged"
 PARTIAL, OLD = ".partial", ".old"  # being written or deleted; an earlier folder, while another takes its place
 FORGOTTEN_SECONDS = 24 * 3600
 
@@ -163,6 +164,16 @@ def prune(parent: Path, keep: int, written: Path, best: Path | None = None) -> l
         with suppress(OSError):  # one that stays is in nobody's way
             delete(folder)
     return dropped
+
+
+def set_aside_after(parent: Path, newest: Path | None) -> None:
+    """Rename the folders above the newest whole one to `….damaged`: for a look, and in nobody's way."""
+    found = numbered(parent)
+    for folder in found[found.index(newest) + 1 :] if newest in found else found:
+        aside = folder.with_name(folder.name + DAMAGED)
+        with suppress(OSError):
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
 
 
 def delete(folder: Path) -> None:

@@ -84,6 +84,12 @@ def word_notes(settings: Config, examples: Sequence[Example]) -> list[str]:
     else:
         reads = f"is read as plain text of {sdxl.count_tokens(tokenizers, settings.concept_token)} tokens"
     notes = [f"concept   {settings.concept_token} {reads}"]
+    is_asked = "instance_prompt" in settings.given
+    if is_asked and not any(settings.instance_prompt in one.caption for one in examples):
+        notes.append(
+            f"! {len(examples)} captions of annotations.txt are learnt, such as {examples[0].caption!r}, and not "
+            f"instance_prompt {settings.instance_prompt!r}. To replace them: lace-lora annotate --overwrite."
+        )
     cut = {one.path.name: words for one in examples if (words := sdxl.words_cut(tokenizers, one.caption))}
     if cut:
         name, words = next(iter(cut.items()))

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from lace_lora import __version__, checkpoint
+from lace_lora import __version__, checkpoint, lock
 from lace_lora import config as settings_of
 from lace_lora.config import Config
 from lace_lora.errors import RunError
@@ -31,6 +31,7 @@ IDENTITY = (
 )  # fmt: skip
 WITH_CLASS_PICTURES, WITH_TOKEN = ("class_prompt", "num_class_images"), ("class_prompt",)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+UNDER_WAY = ("running", "preparing")
 WRITE_EVERY_SECONDS = 2.0  # run.json; Drive is slow with small files
 PACES = 20
 
@@ -173,7 +174,7 @@ def open_run(folder: RunFolder, settings: Config, data_digest: str, *, writes: b
     begun = {"id": hashlib.sha256(text.encode()).hexdigest(), "state": "new", "step": 0, "started": _now()}
     total = int(settings.max_train_steps)
     kept = {name: earlier[name] for name in begun if name in earlier}
-    if total < kept.get("step", 0) and kept["state"] == "finished":
+    if total < kept.get("step", 0):
         raise RunError(
             f"{folder.root} has {kept['step']} steps already and max_train_steps is {total}. "
             "Choose another run_name for a shorter training."
@@ -191,6 +192,8 @@ def jobs(lora_output_dir: str | Path) -> list[Job]:
         facts = _read(folder)
         if facts:
             values = {name: facts.get(name) for name in ("id", "state", "step", "total", "loss", "updated")}
+            if values["state"] in UNDER_WAY and not lock.is_held(folder.root):
+                values["state"] = "cut off"
             found.append(Job(name=folder.name, folder=folder.root, **values))  # type: ignore[arg-type]
     return sorted(found, key=lambda job: job.updated, reverse=True)
 
@@ -241,7 +244,7 @@ def _check_same(folder: RunFolder, earlier: dict[str, Any], wanted: dict[str, An
         raise RunError(
             f"{folder.root} holds a run that was begun differently: {', '.join(changed)}. "
             "Choose another run_name to train anew, or put back what was changed to go on. What decides no result may "
-            "change on the way: max_train_steps upwards, checkpoint_every, checkpoint_minutes, checkpoints_to_keep, "
+            "change on the way: max_train_steps, checkpoint_every, checkpoint_minutes, checkpoints_to_keep, "
             "validate_every, early_stopping_patience, sample_every, mixed_precision, gradient_checkpointing, "
             "attention_backend, compile, num_processes, log_with."
         )

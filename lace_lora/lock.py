@@ -81,6 +81,12 @@ def holder_of(folder: Path) -> Holder | None:
         return None
 
 
+def is_held(folder: Path) -> bool:
+    """Whether somebody trains in a folder now, as far as the lock tells."""
+    holder = holder_of(folder)
+    return holder is not None and not _is_gone(holder)
+
+
 # -- inside --
 
 

@@ -269,4 +269,6 @@ def _prepare(unet: Any, settings: Config) -> None:
             ) from error
     lean.make_lean(unet)
     if settings.compile == "blocks":
+        # Blocks of three kinds, for every bucket's shape and with or without a gradient for their input.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         unet.compile_repeated_blocks()

@@ -178,7 +178,8 @@ def _told(row: dict[str, Any], first: float | None) -> str:
     if row["val_loss"] is None or row["train_probe_loss"] is None:
         return f"held out  step {row['step']}  the loss is no number; mixed_precision bf16 or no would tell more"
     share = f" ({100 * row['val_loss'] / first:.1f} % of the base's)" if first else ""
-    best = "  best so far" if row["is_best"] else ""
+    is_below = first is None or row["val_loss"] < first
+    best = ("  best so far" if is_below else "  above the base's") if row["is_best"] else ""
     learnt = f"learnt pictures {row['train_probe_loss']:.4f}"
     return f"held out  step {row['step']}  loss {row['val_loss']:.4f}{share}, {learnt}{best}"
 
@@ -266,8 +267,16 @@ def finish(now: Sitting) -> Adapter:
     ends = f"finished  {now.done} steps; the adapter is {now.drive.remote.adapter_weights}"
     if early is not None:
         ends = f"finished  early, at step {now.done}: no better look since step {best}, whose adapter is kept"
+    if record.looks and _is_nowhere_better(record.looks):
+        now.say("! No look found the held-out pictures better known than by the base alone: lower learning_rate.")
     now.say(ends if is_complete else f"Stopped at step {now.done} of {total}. Run the same again to go on.")
     return adapters.load(now.drive.remote.root)
+
+
+def _is_nowhere_better(looks: list[dict[str, Any]]) -> bool:
+    """Whether no look after the first step is below the one before it."""
+    later, first = validation.chosen_from(looks), looks[0]["val_loss"]
+    return bool(later) and first is not None and all(row["val_loss"] >= first for row in later)
 
 
 def _go_back_to(now: Sitting, best: int) -> int:

@@ -96,7 +96,7 @@ def _run_here(
     with together.first_alone():
         found = words_and_pictures.read(settings, say)
         record = journal.open_run(folder, settings, cache.data_digest(found), writes=together.is_first)
-        if _is_over(record, settings) and folder.adapter_weights.is_file():
+        if _is_over(record, settings) and adapters.is_whole(folder):
             if together.is_first:
                 drive.finish()  # the one before may have been cut off while it copied
             say(f"{folder.name} is finished: {record.facts['step']} steps are made, in {drive.remote.root}.")
@@ -191,9 +191,15 @@ def _tracker(settings: Config, folder: RunFolder, record: Journal, start: int, s
 
 def _resume(parts: Parts, folder: RunFolder, record: Journal, together: processes.Processes, say: Say) -> int:
     """Take up the newest whole checkpoint, saying what was passed over; return the number of steps that it holds."""
-    found, notes = checkpoint.newest(folder.checkpoints)
-    for note in notes:
-        say(note)
+    # The first process alone looks and cleans up: a damaged one would else count among those that are kept.
+    with together.first_alone():
+        found, notes = checkpoint.newest(folder.checkpoints)
+        for note in notes:
+            say(note)
+        if together.is_first:
+            checkpoint.set_aside_after(folder.checkpoints, found)
+    if notes and found is None:
+        say("! None of the checkpoints is whole, so training begins again with the first step.")
     start = 0 if found is None else state.restore(parts, found, record.facts["id"])
     together.check_same(start, "the step to go on from")
     if start:

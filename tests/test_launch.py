@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,38 @@ def test_a_launched_run_that_is_stopped_goes_on_in_one_process(settings: Config,
     assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoint(record["step"])
     short = asked.model_copy(update={"max_train_steps": record["step"] + 3})
     assert train.run(short, say=quietly).facts.step == record["step"] + 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_handed_on_to_the_processes_that_were_launched(
+    settings: Config, tmp_path: Path, number: signal.Signals
+) -> None:
+    """C19, L14: one signal to the process that launched them; they save, and it returns the adapter as far as it is."""
+    update = {"gradient_accumulation_steps": 2, "max_train_steps": 2000, "checkpoint_every": 1000, "num_processes": 2}
+    asked = settings.model_copy(update=update)
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml(asked))
+    code = (
+        "from lace_lora import config, train; import sys; "
+        "made = train.run(config.load(sys.argv[1])); print('made', made.facts.step, made.is_complete)"
+    )
+    line = [sys.executable, "-c", code, str(file)]
+    worker = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = RunFolder.of(asked)
+    try:
+        while worker.poll() is None and len(checkpoint.read_json_lines(folder.log)) < 10:
+            time.sleep(0.05)
+        worker.send_signal(number)
+        told, _ = worker.communicate(timeout=120)
+    finally:
+        worker.kill()
+    record = json.loads(folder.record.read_text())
+    assert worker.returncode == 0, told
+    assert record["state"] == "stopped" and checkpoint.newest(folder.checkpoints)[0] == folder.checkpoint(
+        record["step"]
+    )
+    assert f"made {record['step']} False" in told and "Traceback" not in told
 
 
 def test_a_launched_training_that_fails_says_so(settings: Config, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lace_lora import adapter, cache, checkpoint, config, journal, parts, samples, schedule, train, validation
 from lace_lora.config import Config
-from lace_lora.errors import MachineError, RunError
+from lace_lora.errors import AdapterError, MachineError, RunError
 from lace_lora.families import sdxl
 from lace_lora.losses import Pictures, losses_of_batch
 from lace_lora.run_folder import RunFolder
@@ -415,3 +415,64 @@ def test_progress_is_told_in_few_lines_and_record_says_how_long_it_takes(setting
     assert [record["step"] for record in running] == list(range(1, 61))
     half = running[29]
     assert half["eta_seconds"] == pytest.approx(30 * half["seconds_per_step"], abs=0.51)
+
+
+def flip_a_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def test_damaged_checkpoints_are_set_aside_and_count_no_more(settings: Config) -> None:
+    """L14, P19: one that is passed over must not push a whole one out; where none is whole, that is said."""
+    changed = settings.model_copy(update={"max_train_steps": 8, "checkpoint_every": 2, "checkpoints_to_keep": 2})
+    train.run(changed, say=quietly)
+    kept = RunFolder.of(changed).checkpoints
+    flip_a_byte(kept / "step-000008" / parts.LORA_FILE)
+    longer = changed.model_copy(update={"max_train_steps": 9})
+    said: list[str] = []
+    train.run(longer, say=said.append)
+    assert "resumed   after step 6" in said
+    assert sorted(path.name for path in kept.iterdir()) == ["step-000008", "step-000008.damaged", "step-000009"]
+    for name in ("step-000008", "step-000009"):
+        flip_a_byte(kept / name / parts.LORA_FILE)
+    said.clear()
+    train.run(changed.model_copy(update={"max_train_steps": 10}), say=said.append)
+    assert "! None of the checkpoints is whole, so training begins again with the first step." in said
+
+
+def test_a_damaged_adapter_is_refused_and_written_again(settings: Config) -> None:
+    """P19, L4: a flipped byte in the weights would only draw something else."""
+    whole = train.run(settings, say=quietly)
+    file = RunFolder.of(settings).adapter_weights
+    before = file.read_bytes()
+    flip_a_byte(file)
+    with pytest.raises(AdapterError, match="is not as it was written .* lace-lora train writes it again"):
+        adapter.load(RunFolder.of(settings).root)
+    assert train.run(settings, say=quietly).digest == whole.digest and file.read_bytes() == before
+
+
+def test_a_prompt_that_no_caption_holds_is_said(settings: Config) -> None:
+    """L20: captions that are there are learnt, whatever instance_prompt says."""
+    said: list[str] = []
+    train.run(
+        settings.model_copy(update={"instance_prompt": "a drawing of <myspecialstyle>", "max_train_steps": 1}),
+        say=said.append,
+    )
+    assert any("not instance_prompt 'a drawing of <myspecialstyle>'. To replace them" in line for line in said)
+
+
+def test_a_list_of_runs_tells_which_was_cut_off(settings: Config) -> None:
+    """L14: run.json of a killed process says that it runs."""
+    train.run(settings.model_copy(update={"max_train_steps": 1}), say=quietly)
+    record = RunFolder.of(settings).record
+    facts = json.loads(record.read_text())
+    record.write_text(json.dumps(facts | {"state": "running"}))
+    assert [job.state for job in train.jobs(settings.lora_output_dir)] == ["cut off"]
+
+
+def test_fewer_steps_than_are_made_are_refused(settings: Config) -> None:
+    """L14: also of a run that was stopped."""
+    train.run(settings, say=quietly, show=stop_after(6))
+    with pytest.raises(RunError, match="has 6 steps already and max_train_steps is 3"):
+        train.run(settings.model_copy(update={"max_train_steps": 3}), say=quietly)

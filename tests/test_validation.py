@@ -251,7 +251,7 @@ def test_switching_looks_off_on_the_way_changes_nothing_that_is_learnt(eight: Co
 
 def test_a_look_whose_loss_is_no_number_is_never_the_best(eight: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """P19: JSON knows no NaN, and a NaN is below nothing."""
-    look, shown = validation._loss, iter([*[0.5] * 16, *[math.nan] * 16])
+    look, shown = validation._loss, iter([*[0.5] * 4, *[math.nan] * 4])
     monkeypatch.setattr(validation, "_loss", lambda *words: look(*words) * 0 + next(shown, 0.4))
     said: list[str] = []
     train.run(eight, say=said.append)
@@ -259,6 +259,16 @@ def test_a_look_whose_loss_is_no_number_is_never_the_best(eight: Config, monkeyp
     assert rows[1]["val_loss"] is None and rows[1]["is_best"] is False and rows[2]["is_best"] is True
     assert any("step 2  the loss is no number" in line for line in said)
     assert "NaN" not in RunFolder.of(eight).log.read_text() + RunFolder.of(eight).best.read_text()
+
+
+def test_a_run_that_is_nowhere_better_than_the_base_says_so(eight: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P19: the best of looks that are all worse is no success."""
+    drawn_from(monkeypatch, (0.5, 0.9, 0.8, 0.7, 0.6, 0.55))
+    said: list[str] = []
+    train.run(eight, say=said.append)
+    assert any("step 2  loss 0.9000" in line and line.endswith("above the base's") for line in said)
+    assert not any("best so far" in line for line in said)
+    assert any(line.startswith("! No look found") and "lower learning_rate" in line for line in said)
 
 
 def test_a_look_reads_captions_with_the_encoders_that_are_being_trained(eight: Config) -> None:
