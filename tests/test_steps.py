@@ -81,7 +81,7 @@ def test_four_batches_of_one_equal_a_batch_of_four(settings: Config, tmp_path: P
         grow(made)
         backward(made, encoded, range(accumulate), changed)
         found.append(gradients(made))
-    assert all(same_gradients(found[0], other) for other in found[1:])
+    assert all(same_gradients(found[0], other, 1e-5) for other in found[1:])
 
 
 def test_small_batches_weigh_by_their_pictures(settings: Config, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_processes_share_an_update_and_their_sum_is_the_update_of_one(count: int
     for rank in range(count):
         steps._backward(made, encoded, range(4), changed, 1.0, Processes(rank, count, "cpu"))
     shared = gradients(made)
-    assert same_gradients(whole, shared)
+    assert same_gradients(whole, shared, 1e-6)
     work = [Processes(rank, count, "cpu").share(range(4)) for rank in range(count)]
     assert sorted(sum(work, [])) == [0, 1, 2, 3] and max(map(len, work)) - min(map(len, work)) <= 1
 
@@ -134,7 +134,7 @@ def test_checkpointing_gives_the_same_gradients(mode: str, settings: Config) -> 
         parts.gather(made)
         found.append(gradients(made))
         kept.append(sum(sizes.values()))
-    assert same_gradients(found[0], found[1])
+    assert same_gradients(found[0], found[1], 1e-6)
     assert kept[1] < (0.95 if mode == "transformers" else 0.75) * kept[0]
 
 

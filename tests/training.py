@@ -59,11 +59,12 @@ def grow(made: parts.Parts) -> None:
     parts.publish(made)
 
 
-def same_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], within: float = 1e-4) -> bool:
-    """Each tensor by its own size, A and B alike; none may be nothing."""
+def same_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float) -> bool:
+    """No number differs by more than `atol`, nor by a ten-thousandth of its tensor's largest; A and B alike."""
     sizes = {name: float(tensor.abs().max()) for name, tensor in one.items()}
     assert one.keys() == other.keys() and min(sizes.values()) > 0
-    return all(float((one[name] - other[name]).abs().max()) <= within * sizes[name] for name in one)
+    apart = {name: float((one[name] - other[name]).abs().max()) for name in one}
+    return all(apart[name] <= min(atol, 1e-4 * sizes[name]) for name in one)
 
 
 def parts_and_pictures(settings: Config, dtype: torch.dtype = torch.float32) -> tuple[parts.Parts, Pictures]:
