@@ -149,7 +149,8 @@ def save(state: Mapping[str, Tensor], folder: RunFolder, facts: AdapterFacts) ->
     checkpoint.write_bytes(folder.adapter_for_tools, _bytes_of(others, header))
     if rows:
         checkpoint.write_bytes(folder.concept_token, _bytes_of(rows, header))
-    sums = {file.name: checkpoint.sha256(file) for file in (folder.adapter_weights, folder.adapter_for_tools)}
+    files = [folder.adapter_weights, folder.adapter_for_tools, *([folder.concept_token] if rows else [])]
+    sums = {file.name: checkpoint.sha256(file) for file in files}
     checkpoint.write_json(folder.adapter_card, asdict(facts) | {"sha256": sums})
     return Adapter(facts, state, folder.adapter_weights)
 
@@ -182,11 +183,7 @@ def load(path: str | Path) -> Adapter:
         raise AdapterError(
             f"{file} is damaged or no safetensors file ({str(error).splitlines()[0]}). Copy or train it again."
         ) from error
-    if (expected := _card_of(file).get("sha256", {}).get(file.name)) and checkpoint.sha256(file) != expected:
-        raise AdapterError(
-            f"{file} is not as it was written (its checksum in adapter.json differs). lace-lora train writes it again "
-            "from the last checkpoint; or copy it again."
-        )
+    _check_sum(file, _card_of(file))
     facts = _with_path(_facts_of(file, header, shapes), file)
     _check_facts(file, facts, state)
     return Adapter(facts, state | _token_rows(file, facts), file)
@@ -280,6 +277,16 @@ def _with_path(facts: AdapterFacts, file: Path) -> AdapterFacts:
     return replace(facts, base_model=card["base_model"]) if same else facts
 
 
+def _check_sum(file: Path, card: Mapping[str, Any]) -> None:
+    """Against the card beside a run's file; a file that lies alone has none."""
+    expected = card.get("sha256", {}).get(file.name)
+    if expected and checkpoint.sha256(file) != expected:
+        raise AdapterError(
+            f"{file} is not as it was written (its checksum in adapter.json differs). lace-lora train writes it again "
+            "from the last checkpoint; or copy it again."
+        )
+
+
 def _card_of(file: Path) -> dict[str, Any]:
     """The card beside a run's file; nothing where there is none."""
     try:
@@ -296,6 +303,7 @@ def _token_rows(file: Path, facts: AdapterFacts) -> dict[str, Tensor]:
     beside = file.parent / RunFolder(file.parent.parent).concept_token.name
     try:
         found = load_file(beside)
+        _check_sum(beside, _card_of(file))
         return {name: found[key].float() for name, key in naming.TOKEN_ROWS.items()}
     except (OSError, SafetensorError, KeyError) as error:
         raise AdapterError(

@@ -84,7 +84,8 @@ def word_notes(settings: Config, examples: Sequence[Example]) -> list[str]:
     else:
         reads = f"is read as plain text of {sdxl.count_tokens(tokenizers, settings.concept_token)} tokens"
     notes = [f"concept   {settings.concept_token} {reads}"]
-    is_asked = "instance_prompt" in settings.given
+    # A config.yaml may spell out the default; nobody asked for that.
+    is_asked = settings.instance_prompt != Config.model_fields["instance_prompt"].default
     if is_asked and not any(settings.instance_prompt in one.caption for one in examples):
         notes.append(
             f"! {len(examples)} captions of annotations.txt are learnt, such as {examples[0].caption!r}, and not "

@@ -51,7 +51,7 @@ def make(
 
     groups  torch's parameter groups: `params`, and where they differ `weight_decay` and `lr_ratio`
 
-    adamw, adafactor and the 8-bit ones read nothing from the device in a step; prodigy and adafactor's clipping do.
+    adamw and the 8-bit ones read nothing from the device in a step; prodigy and adafactor do.
     paged_adamw8bit moves its state to the computer's memory when the GPU's is full; on a CPU it is plain 8-bit AdamW.
 
     Raises MachineError where its package is not installed.

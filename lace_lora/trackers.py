@@ -61,12 +61,13 @@ def silent() -> Tracker:
 
 
 def open_tracker(
-    log_with: str, folder: Path, run_name: str, settings: Mapping[str, Any], start: int, say: Say
+    log_with: str, folder: Path, run_name: str, settings: Mapping[str, Any], start: int, say: Say, run_id: str = ""
 ) -> Tracker:
     """The tracker of the setting log_with: auto, none, tensorboard or wandb.
 
     folder  for TensorBoard's event files
     start   the step that a resumed run goes on from; later points of a session that was cut are dropped
+    run_id  the same in every session of a run: wandb goes on in the curves of that id
 
     Raises MachineError with the line to type where a package that was asked for by name is missing.
     """
@@ -79,7 +80,7 @@ def open_tracker(
         )
     try:
         if package == "wandb":
-            return _wandb(run_name, settings, folder.parent, say)
+            return _wandb(run_name, run_id, settings, folder.parent, say)
         return _tensorboard(folder, start, say)
     except Exception as error:  # a broken installation raises whatever it likes
         say(f"! {package} cannot be used ({type(error).__name__}: {error}); training goes on without it.")
@@ -106,12 +107,15 @@ def _tensorboard(folder: Path, start: int, say: Say) -> Tracker:
     return Tracker("TensorBoard", send, show, writer.close, say)
 
 
-def _wandb(run_name: str, settings: Mapping[str, Any], folder: Path, say: Say) -> Tracker:
+def _wandb(run_name: str, run_id: str, settings: Mapping[str, Any], folder: Path, say: Say) -> Tracker:
     with quiet():
         import wandb
 
-        # One run a run folder: a resumed session goes on in the same curves.
-        run = wandb.init(project="lace-lora", name=run_name, config=dict(settings), dir=str(folder), resume="allow")
+        # A resumed session goes on in the same curves: wandb knows them by their id alone.
+        run = wandb.init(
+            project="lace-lora", name=run_name, id=run_id or None, config=dict(settings), dir=str(folder),
+            resume="allow",
+        )  # fmt: skip
     return Tracker(
         "Weights & Biases",
         lambda step, values: run.log(dict(values), step=step),

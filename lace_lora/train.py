@@ -3,6 +3,7 @@
 Whatever cuts a run off, the same call goes on from the last checkpoint and ends with the numbers of an unbroken run.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -184,8 +185,10 @@ def _stream(name: str, encoded: cache.Cache, settings: Config, repeats: int) -> 
 
 def _tracker(settings: Config, folder: RunFolder, record: Journal, start: int, say: Say) -> trackers.Tracker:
     """Where losses are sent beside the log."""
+    facts = record.facts
+    run_id = hashlib.sha256(f"{facts['id']} {facts['started']}".encode()).hexdigest()[:16]
     return trackers.open_tracker(
-        settings.log_with, folder.tensorboard, folder.name, record.facts["settings"], start, say
+        settings.log_with, folder.tensorboard, folder.name, facts["settings"], start, say, run_id
     )
 
 

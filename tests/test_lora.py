@@ -288,8 +288,14 @@ def test_learnt_rows_are_kept_apart_and_load_as_a_textual_inversion(
     assert torch.allclose(text_BLD, expected.text_BLD, atol=1e-5)
     assert torch.allclose(pooled_BP, expected.pooled_BP, atol=1e-5)
 
+    data = bytearray(folder.concept_token.read_bytes())
     folder.concept_token.unlink()
     with pytest.raises(AdapterError, match="was trained with a word of its own, .* cannot be read .* Copy both files"):
+        adapter.load(folder.root)
+
+    data[-1] ^= 1
+    folder.concept_token.write_bytes(bytes(data))
+    with pytest.raises(AdapterError, match="concept_token.safetensors is not as it was written"):
         adapter.load(folder.root)
 
 

@@ -77,17 +77,42 @@ def test_wandb_gets_numbers_pictures_and_the_settings(monkeypatch: pytest.Monkey
         def finish(self) -> None:
             calls.append("finished")
 
-    def init(project: str, name: str, config: dict[str, Any], dir: str, resume: str) -> Run:
-        calls.append((project, name, config))
+    def init(project: str, name: str, id: str | None, config: dict[str, Any], dir: str, resume: str) -> Run:
+        assert resume == "allow"
+        calls.append((project, name, id, config))
         return Run()
 
     fake = types.ModuleType("wandb")
     fake.init, fake.Image = init, lambda picture: picture.size  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(trackers, "_is_there", lambda package: package == "wandb")
-    made = trackers.open_tracker("wandb", tmp_path / "tensorboard", "lace", {"rank": 4}, 0, quietly)
+    made = trackers.open_tracker("wandb", tmp_path / "tensorboard", "lace", {"rank": 4}, 0, quietly, "one")
     made.log(3, {"loss": 0.5})
     Image.new("RGB", (6, 4)).save(tmp_path / "one.png")
     made.picture(3, "sample_0", tmp_path / "one.png")
     made.close()
-    assert calls == [("lace-lora", "lace", {"rank": 4}), (3, {"loss": 0.5}), (3, {"sample_0": (6, 4)}), "finished"]
+    assert calls == [
+        ("lace-lora", "lace", "one", {"rank": 4}),
+        (3, {"loss": 0.5}),
+        (3, {"sample_0": (6, 4)}),
+        "finished",
+    ]
+
+
+def test_every_session_of_a_run_goes_on_in_the_same_curves(
+    settings: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """P18: wandb joins sessions by their id alone; another run has another."""
+    ids: list[str] = []
+
+    def noted(name: str, run_id: str, *_: Any) -> trackers.Tracker:
+        ids.append(run_id)
+        return trackers.silent()
+
+    monkeypatch.setattr(trackers, "_wandb", noted)
+    monkeypatch.setattr(trackers, "_is_there", lambda package: True)
+    asked = settings.model_copy(update={"log_with": "wandb"})
+    train.run(asked, say=quietly, show=stop_after(3))
+    train.run(asked, say=quietly)
+    train.run(asked.model_copy(update={"run_name": "other", "seed": 5}), say=quietly)
+    assert ids[0] == ids[1] != ids[2] and ids[0]

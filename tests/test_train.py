@@ -459,6 +459,14 @@ def test_a_prompt_that_no_caption_holds_is_said(settings: Config, tmp_path: Path
     said: list[str] = []
     other = {"instance_prompt": "a drawing of <myspecialstyle>", "run_name": "other"}
     train.run(own.model_copy(update=other), say=said.append)
+    default = config.Config.model_fields["instance_prompt"].default
+    file = Path(own.images_dir) / "annotations.txt"
+    file.write_text(file.read_text().replace(default, "<myspecialstyle> lace in words of its own"))
+    quiet: list[str] = []
+    train.run(own.model_copy(update={"instance_prompt": default, "run_name": "spelt out"}), say=quiet.append)
+    assert not any("not instance_prompt" in line for line in quiet), (
+        "a config.yaml that spells out the default asks nothing"
+    )
     assert any("not instance_prompt 'a drawing of <myspecialstyle>'. To replace them" in line for line in said)
 
 
