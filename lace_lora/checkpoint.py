@@ -7,6 +7,7 @@ left can be told from what is being written.
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -232,6 +233,14 @@ def sweep(root: Path, *, also_own: bool = False) -> None:
                 else:
                     path.unlink()
         folders[:] = [name for name in folders if Path(name).suffix not in (PARTIAL, OLD)]
+
+
+def sweep_file(path: Path) -> None:
+    """The same for one file only, in a folder where other programs' files may have such names."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+        if _is_forgotten(left, also_own=False):
+            with suppress(OSError):
+                left.unlink()
 
 
 def partial_of(path: Path) -> Path:

@@ -6,7 +6,7 @@ while training (which cut is looked at) never needs the picture again.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, lcm
+from math import ceil
 from typing import Literal
 
 import numpy
@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lace_lora.shapes import Hw, bucket_of
+
 Crop = Literal["center", "random", "tiles"]
-Hw = tuple[int, int]  # height and width, px
-WIDEST = 3.0  # sides of a bucket are never more than 3 : 1
 PLACES = 4  # of a crop along the side on which a picture is too long
 PLACES_APART_PX = 8  # a latent cell; nearer ones would cost an encoding each and show next to nothing new
 TILES = 16  # of a scan, at most
@@ -53,33 +53,6 @@ class Cut:
         """To what the upright picture is scaled, before it is turned."""
         height, width = self.resized_hw
         return (width, height) if self.quarter_turns % 2 else (height, width)
-
-
-# -- shapes --
-
-
-def bucket_step(resolution: int, pixel_step: int) -> int:
-    """Sides of buckets are multiples of this: 64 px as SDXL was trained (16 below 512 px), if the model can take it."""
-    return lcm(64 if resolution >= 512 else 16, pixel_step)
-
-
-def buckets(resolution: int, step: int) -> list[Hw]:
-    """All (height, width) of about resolution² px and at most 3 : 1; never more px than resolution²."""
-    square = max(step, resolution // step * step)
-    found = {(square, square)}
-    for short in range(step, square + 1, step):
-        long = resolution * resolution // short // step * step
-        if short <= long <= WIDEST * short:
-            found |= {(short, long), (long, short)}
-    return sorted(found)
-
-
-def bucket_of(width: int, height: int, resolution: int, step: int) -> Hw:
-    """The bucket of the nearest shape; of two as near the larger."""
-    shape = width / height
-    return min(
-        buckets(resolution, step), key=lambda hw: (max(shape * hw[0] / hw[1], hw[1] / (shape * hw[0])), -hw[0] * hw[1])
-    )
 
 
 # -- cuts --

@@ -18,12 +18,21 @@ def has_broken_unicode(text: str) -> bool:
     return any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
+def line_fault(name: str) -> str:
+    """Why a file of this name cannot stand in a line of text, or nothing."""
+    if any(sign in name for sign in "\t\0" + LINE_BREAKS) or name.startswith("\ufeff"):
+        return "its name holds a tab, a line break or an invisible mark: rename it"
+    if has_broken_unicode(name):
+        return "its name is not valid Unicode: rename it"
+    return ""
+
+
 def relative_name(folder: Path, path: str | Path) -> str | None:
     """The name by which a picture is known: relative to its folder, with `/`, in Unicode's composed form (NFC).
 
     `path` is absolute or relative to the folder. None if it leads out of the folder, or to the folder itself.
     """
-    if "\0" in str(path):  # no file system has such names, and Python's own functions stumble over them
+    if not _can_be_on_disk(str(path)):
         return None
     root = os.path.abspath(folder)
     inside = os.path.relpath(os.path.normpath(os.path.join(root, path)), root)
@@ -32,6 +41,14 @@ def relative_name(folder: Path, path: str | Path) -> str | None:
     if inside.split(os.sep)[0] in (os.curdir, os.pardir):
         return None
     return unicodedata.normalize("NFC", Path(inside).as_posix())
+
+
+def _can_be_on_disk(path: str) -> bool:
+    """Whether a disk can hold such a name; others, out of a JSON file, make Python's functions raise."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def on_disk(folder: Path, name: str) -> Path | None:

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import io
 import logging
+import math
 import os
 import re
 import struct
@@ -17,21 +18,27 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from lace_lora.errors import PicturesError
 from lace_lora.file_names import printable
 
 LARGEST_PICTURE_MP = 200  # honest flat-bed scans reach 100 MP; a decoded picture of 200 MP takes 0.6 GB of memory
 LARGEST_FILE_GB = 2
+LONGEST_SIDE_PX = 65_535  # JPEG's own limit; to make one row of 200 MP smaller, Pillow takes 5 GB
+# A JPEG that is drawn in ten rounds is usual. Each round goes over the whole picture, though it may be of 26 bytes:
+# 10 MB of them would keep the decoder busy for hours.
+MOST_SCANS = 200
 
 # Pillow's own list also holds formats that start other programs (EPS runs Ghostscript). TGA has no signature: last.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "DDS", "JPEG2000", "AVIF", "HEIF", "TGA")
+READABLE_KINDS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2"}
+HEIC_KINDS = {".heic", ".heif"}
+_HEIC_PACKAGE = "the package pillow-heif (pip install pillow-heif; nothing has to be restarted)"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,6 +50,7 @@ _TURNS = {
 }
 _ICC_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode -> what the profile must describe
 _FULL_SCALES = (1.0, 255.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
+_JPEG_MARKERS = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # but for those that have no length and mark no end
 _one_at_a_time = threading.RLock()
 
 # Without a handler of its own, Python prints the warnings of Pillow's loggers on the error stream.
@@ -57,6 +65,9 @@ class OpenedPicture:
     sha256: str
     fault: str = ""
     notes: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)  # width and height of the upright picture in the file, px; the image may be reduced
+    reduced: int = 1  # how many pixels of the file one pixel of the image stands for, each way: 1, 2, 4 or 8
+    luma_table: tuple[int, ...] = ()  # how coarsely a JPEG keeps light and dark, 64 steps; none in other files
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,10 @@ class Heard:
 
     errors: IO[bytes] | None
     warnings: list[warnings.WarningMessage]
+
+
+class _Refused(Exception):
+    """A picture that is not decoded; its text is the reason."""
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -78,8 +93,12 @@ def open_picture(path: str | Path) -> Image.Image:
     return opened.image
 
 
-def read_picture(path: str | Path) -> OpenedPicture:
-    """Read the file once and open it; never raises for what the file holds, and keeps the reason instead."""
+def read_picture(path: str | Path, enough_px: int | None = None) -> OpenedPicture:
+    """Read the file once and open it; never raises for what the file holds, and keeps the reason instead.
+
+    enough_px  a short side that is enough: a larger JPEG is then decoded at a half, a quarter or an eighth of its size,
+               never below; all of its data is read nevertheless. None decodes it in full.
+    """
     try:
         if not os.path.isfile(path):  # a link to nothing; a pipe would be waited for without end
             return OpenedPicture(None, "", "gone, or not a file")
@@ -88,49 +107,98 @@ def read_picture(path: str | Path) -> OpenedPicture:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         return OpenedPicture(None, "", f"cannot be read from the disk ({getattr(error, 'strerror', None) or error})")
+    return open_bytes(data, Path(path).suffix, enough_px)
+
+
+def open_bytes(data: bytes, suffix: str, enough_px: int | None = None) -> OpenedPicture:
+    """The same for the content of a file whose name ended in `suffix`."""
     digest = hashlib.sha256(data).hexdigest()
     with quiet_pillow(data) as heard:
         try:
-            image, notes = _decode(data, Path(path).suffix)
+            opened = _decode(data, suffix, enough_px)
         except Exception as error:  # damaged files raise TypeError, struct.error, SyntaxError and more
             return OpenedPicture(None, digest, _reason(error, data, _last_error(heard)))
+        notes = list(opened.notes)
         if complaint := _last_error(heard):
             notes.append(f"damaged, parts may be wrong, look at it ({complaint})")
         if any("Corrupt EXIF" in str(warning.message) for warning in heard.warnings):
             notes.append("its EXIF data are damaged, look whether it is whole and upright")
-    return OpenedPicture(image, digest, notes=tuple(notes))
+    return replace(opened, sha256=digest, notes=tuple(notes))
 
 
-def _decode(data: bytes, suffix: str) -> tuple[Image.Image, list[str]]:
+def _decode(data: bytes, suffix: str, enough_px: int | None) -> OpenedPicture:
     """The picture as upright sRGB and notes on what was done; raises whatever Pillow raises."""
     notes: list[str] = []
     source = Image.open(io.BytesIO(data), formats=_readable_formats(looks_like_heic(data)))
+    _refuse_endless(source, data)
     expected = Image.registered_extensions().get(suffix.casefold(), source.format)
     if source.format != expected and {source.format, expected} != {"JPEG", "MPO"}:
         notes.append(f"named {suffix}, but a {source.format} inside")
+    full, luma_table = source.size, _luma_table(source)
+    if enough_px and luma_table:
+        enlarge = enough_px / min(full)
+        source.draft(None, (math.ceil(full[0] * enlarge), math.ceil(full[1] * enlarge)))
     # load() comes before getexif(): PNG's getexif() swallows half a picture and makes the next load() succeed.
     source.load()
+    reduced = round(full[0] / source.size[0])
+    if _has_sixteen_bits(source, data):
+        notes.append("16-bit colours, of which the upper 8 bits are used")
     picture = _to_srgb(_on_white(_to_eight_bits(source, notes), notes), source.info.get("icc_profile"), notes)
-    picture = _upright(picture, source, notes)
+    orientation = _orientation(source, notes)
+    if orientation in _TURNS:
+        notes.append(f"turned by its EXIF orientation ({orientation})")
+        picture = picture.transpose(_TURNS[orientation])
+        full = full if orientation < 5 else (full[1], full[0])
     if picture.getcolors(maxcolors=1):
         notes.append("every pixel has the same colour")
     # Last, because it may move the file to its second frame. A phone's .jpg often carries a small second picture.
     with suppress(Exception):
         if getattr(source, "is_animated", False) and not (source.format == "MPO" and expected == "JPEG"):
             notes.append("holds several pictures, the first is used")
-    return picture, notes
+    return OpenedPicture(picture, "", "", tuple(notes), full, reduced, luma_table)
 
 
-def _upright(picture: Image.Image, source: Image.Image, notes: list[str]) -> Image.Image:
+def _refuse_endless(source: Image.Image, data: bytes) -> None:
+    """Raise _Refused for a small file that would take hours, or gigabytes, of a size that is allowed."""
+    if max(source.size) > LONGEST_SIDE_PX:
+        raise _Refused(f"claims {max(source.size):,} px on one side, more than the {LONGEST_SIDE_PX:,} px of any JPEG")
+    if source.format in ("JPEG", "MPO") and _has_too_many_scans(data):
+        raise _Refused(f"damaged (it is drawn in more than {MOST_SCANS} rounds, and no program writes so many)")
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Whether a JPEG is drawn in more than MOST_SCANS rounds, up to its end; embedded pictures are passed over."""
+    place, scans = 2, 0
+    while scans <= MOST_SCANS and (found := _JPEG_MARKERS.search(data, place)):
+        kind, place = data[found.end() - 1], found.end()
+        if kind == 0xD9:  # the end
+            break
+        scans += kind == 0xDA
+        place += int.from_bytes(data[place : place + 2], "big")
+    return scans > MOST_SCANS
+
+
+def _luma_table(source: Image.Image) -> tuple[int, ...]:
+    tables = getattr(source, "quantization", None)
+    return tuple(tables[min(tables)]) if isinstance(tables, dict) and tables else ()
+
+
+def _has_sixteen_bits(source: Image.Image, data: bytes) -> bool:
+    """Whether Pillow gave 8 of 16 bits a colour; greys of 16 bits it gives whole."""
+    if source.mode.startswith(("I", "F")):
+        return False
+    if source.format == "PNG":
+        return data[24:25] == b"\x10"  # the header's bit depth
+    bits = source.tag_v2.get(258, ()) if isinstance(source, TiffImagePlugin.TiffImageFile) else ()
+    return isinstance(bits, tuple) and max(bits, default=8) == 16
+
+
+def _orientation(source: Image.Image, notes: list[str]) -> int:
     try:
-        orientation = source.getexif().get(ExifTags.Base.Orientation)
+        return int(source.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF raises OSError, struct.error, SyntaxError and others; the picture itself is sound
         notes.append("its EXIF data cannot be read, taken as upright")
-        return picture
-    if orientation not in _TURNS:
-        return picture
-    notes.append(f"turned by its EXIF orientation ({orientation})")
-    return picture.transpose(_TURNS[orientation])
+        return 1
 
 
 def _to_eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -215,7 +283,9 @@ def _is_there(image: Image.Image | None) -> Image.Image:
 
 def _reason(error: Exception, data: bytes, complaint: str) -> str:
     """Why a file cannot be used, in words for its owner; `complaint` is what a C library said about it."""
-    text = printable(str(error))
+    text = printable(str(error).strip())
+    if isinstance(error, _Refused):
+        return text
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\((\d+) pixels\)", text)
         size = f"claims {int(pixels[1]) / 1e6:,.0f} MP" if pixels else "claims far too many pixels"
@@ -226,11 +296,12 @@ def _reason(error: Exception, data: bytes, complaint: str) -> str:
         return "too large for the memory of this computer"
     if isinstance(error, UnidentifiedImageError):
         if looks_like_heic(data):
-            return "a HEIC picture, which needs the package pillow-heif (pip install pillow-heif), or export it as JPEG"
+            damaged = "a HEIC picture, but damaged: copy it again, or export it as JPEG"
+            return damaged if reads_heic() else f"a HEIC picture, which needs {_HEIC_PACKAGE}, or export it as JPEG"
         if data.lstrip()[:1] in (b"<", b"{"):
             return "a web page or text, not a picture: download it again"
         return "not a picture that can be read here, or damaged at its beginning"
-    if "truncated" in text.casefold() or isinstance(error, EOFError):
+    if any(words in text.casefold() for words in ("truncated", "end of file")) or isinstance(error, EOFError):
         return "cut off before its end: the copy or download did not finish"
     kind = "" if isinstance(error, (OSError, SyntaxError, struct.error)) else f"{type(error).__name__}: "
     return f"damaged ({complaint or kind + text})"
@@ -241,12 +312,32 @@ def looks_like_heic(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
-@cache
+def reads_heic() -> bool:
+    """Whether the package for a phone's HEIC pictures is there; asked anew each time, since it may just have come."""
+    if "HEIF" in Image.OPEN:
+        return True
+    importlib.invalidate_caches()
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def how_to_include(kind: str) -> str:
+    """What to do so that pictures of a kind, such as `.heic`, count as pictures too."""
+    kind = kind.casefold()
+    if kind in READABLE_KINDS or (kind in HEIC_KINDS and reads_heic()):
+        return f'add "{kind}" to image_types'
+    if kind in HEIC_KINDS:
+        return f'export them as JPEG, or install {_HEIC_PACKAGE} and add "{kind}" to image_types'
+    return "export the pictures as JPEG"
+
+
 def _readable_formats(with_heic: bool) -> tuple[str, ...]:
     Image.init()
     if with_heic:
-        with suppress(ImportError):
-            importlib.import_module("pillow_heif").register_heif_opener()
+        reads_heic()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -293,3 +384,26 @@ def _error_stream_into(file: IO[bytes]) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any of Pillow's modes as RGB: transparency on white, more than 8 bits stretched to what is there."""
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
+    if picture.mode.startswith(("I", "F")):
+        import numpy
+
+        values = numpy.nan_to_num(numpy.asarray(picture, dtype=numpy.float64), posinf=0.0, neginf=0.0)
+        low, span = values.min(), (values.max() - values.min()) or 1.0
+        return Image.fromarray(((values - low) * (255 / span)).round().astype(numpy.uint8)).convert("RGB")
+    if picture.mode == "LAB":  # Pillow's own convert does not know it
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB") or Image.new("RGB", picture.size)
+    if picture.mode in ("La", "RGBa"):  # colours already multiplied by their alpha
+        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layered = picture.convert("RGBA")
+    flat = Image.new("RGB", picture.size, "white")
+    flat.paste(layered, mask=layered.getchannel("A"))
+    return flat

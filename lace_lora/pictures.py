@@ -104,11 +104,11 @@ def _lay_out(
     columns = max((len(row) for row in rows), default=0)
     if not columns:
         raise PicturesError("There are no pictures to lay out; make or choose some first.")
-    font = _font(max(11, min(20, thumb_px // 14)))
-    line_px = _line_height(font)
-    beside = [_wrapped(text, font, thumb_px * 2 // 3) for text in left]
+    font = font_of(max(11, min(20, thumb_px // 14)))
+    line_px = line_height(font)
+    beside = [wrapped(text, font, thumb_px * 2 // 3) for text in left]
     beside_px = max((int(font.getlength(line)) + _GAP_PX for lines in beside for line in lines), default=0)
-    under = [[_wrapped(text, font, thumb_px) for text in row] for row in below or [[]] * len(rows)]
+    under = [[wrapped(text, font, thumb_px) for text in row] for row in below or [[]] * len(rows)]
     under_px = [max(map(len, row), default=0) * line_px for row in under]
     head_px = (line_px + _GAP_PX) * (bool(title) + bool(top)) + _GAP_PX
     xs = [_GAP_PX + beside_px + column * (thumb_px + _GAP_PX) for column in range(columns)]
@@ -117,9 +117,9 @@ def _lay_out(
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        _write(draw, _GAP_PX, _GAP_PX, _wrapped(title, font, size[0] - 2 * _GAP_PX, 1), font)
+        _write(draw, _GAP_PX, _GAP_PX, wrapped(title, font, size[0] - 2 * _GAP_PX, 1), font)
     for x, text in zip(xs, top or (), strict=False):
-        _write(draw, x, head_px - _GAP_PX // 2 - line_px, _wrapped(text, font, thumb_px, 1), font)
+        _write(draw, x, head_px - _GAP_PX // 2 - line_px, wrapped(text, font, thumb_px, 1), font)
 
     y = head_px
     for number, row in enumerate(rows):
@@ -137,18 +137,19 @@ def _lay_out(
 
 def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], font: Font) -> None:
     for number, line in enumerate(lines):
-        draw.text((x, y + number * _line_height(font)), line, _INK, font)
+        draw.text((x, y + number * line_height(font)), line, _INK, font)
 
 
 def _tile_of_words(text: str, side_px: int) -> Image.Image:
     tile = Image.new("RGB", (side_px, side_px), _FRAME)
-    font = _font(max(11, side_px // 14))
-    _write(ImageDraw.Draw(tile), _GAP_PX, side_px // 3, _wrapped(text, font, side_px - 2 * _GAP_PX, 4), font)
+    font = font_of(max(11, side_px // 14))
+    _write(ImageDraw.Draw(tile), _GAP_PX, side_px // 3, wrapped(text, font, side_px - 2 * _GAP_PX, 4), font)
     return tile
 
 
 @cache
-def _font(size_px: int) -> Font:
+def font_of(size_px: int) -> Font:
+    """A font that is on this machine, at a size in px."""
     for name in _FONTS:
         try:
             return ImageFont.truetype(name, size_px)
@@ -157,14 +158,15 @@ def _font(size_px: int) -> Font:
     return ImageFont.load_default(size_px)
 
 
-def _line_height(font: Font) -> int:
+def line_height(font: Font) -> int:
+    """Height of a line of text, px."""
     return int(font.getbbox("Ğg|")[3]) + 4
 
 
-def _wrapped(text: str, font: Font, width_px: int, longest: int = 2) -> list[str]:
+def wrapped(text: str, font: Font, width_px: int, longest: int = 2) -> list[str]:
     """The text in at most `longest` lines of that width, cut with … where it does not fit; never empty."""
     lines = [""]
-    for word in _drawable(text, font).split():
+    for word in drawable(text, font).split():
         joined = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(joined) > width_px:
             lines.append(word)
@@ -183,7 +185,7 @@ def _cut(line: str, font: Font, width_px: int) -> str:
     return line.rstrip() + "…"
 
 
-def _drawable(text: str, font: Font) -> str:
+def drawable(text: str, font: Font) -> str:
     """The text with what the font cannot draw replaced by its plain letter, or by ?; it would show as empty boxes."""
     missing = bytes(font.getmask("\uffff"))
 

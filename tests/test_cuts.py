@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lace_lora import cuts
+from lace_lora import cuts, shapes
 from lace_lora.cuts import Cut, Cutting
 from lace_lora.data_utils import open_picture
 
@@ -24,7 +24,7 @@ SIZES = [(320, 200), (200, 320), (300, 300), (480, 160), (301, 199)]
 
 @pytest.mark.parametrize(("resolution", "step"), [(1024, 64), (768, 64), (512, 64), (96, 16), (64, 32), (40, 32)])
 def test_buckets_have_at_most_the_wished_area_and_sides_that_the_model_takes(resolution: int, step: int) -> None:
-    found = cuts.buckets(resolution, step)
+    found = shapes.buckets(resolution, step)
     assert (resolution // step * step,) * 2 in found
     assert all(height * width <= resolution**2 and height % step == 0 and width % step == 0 for height, width in found)
     assert all(max(one) <= 3 * min(one) for one in found)
@@ -32,8 +32,8 @@ def test_buckets_have_at_most_the_wished_area_and_sides_that_the_model_takes(res
 
 
 def test_bucket_steps_suit_the_training_size_and_the_model() -> None:
-    assert [cuts.bucket_step(side, pixel_step=32) for side in (1024, 512, 256)] == [64, 64, 32]
-    assert cuts.bucket_step(96, pixel_step=16) == 16
+    assert [shapes.bucket_step(side, pixel_step=32) for side in (1024, 512, 256)] == [64, 64, 32]
+    assert shapes.bucket_step(96, pixel_step=16) == 16
 
 
 def test_cuts_by_hand() -> None:
@@ -88,7 +88,7 @@ def test_a_scan_too_large_for_sixteen_tiles_is_scaled_down_until_they_cover_it()
 def test_every_cut_lies_in_its_picture_and_tiles_leave_no_gap(
     width: int, height: int, resolution: int, crop: cuts.Crop, flips: bool, turns: bool
 ) -> None:
-    cutting = Cutting(resolution, cuts.bucket_step(resolution, 32), crop, flips, turns)
+    cutting = Cutting(resolution, shapes.bucket_step(resolution, 32), crop, flips, turns)
     found = cuts.cuts_of(width, height, cutting)
     plain = cuts.cuts_of(width, height, Cutting(resolution, cutting.step, crop))
     assert len(found) == len(plain) * (2 if flips else 1) * (4 if turns else 1)

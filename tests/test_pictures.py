@@ -155,10 +155,10 @@ def test_sheets_of_nothing_and_labels_that_do_not_fit_are_refused():
 def test_turkish_labels_show_letters_and_no_empty_boxes(monkeypatch, fonts):
     """L6: Pillow's own font lacks ğ, ş, ı and İ."""
     monkeypatch.setattr(pictures, "_FONTS", fonts)
-    pictures._font.cache_clear()
-    font = pictures._font(16)
-    text = pictures._drawable("göğüs ışığı İŞ – 2 × 🌸\u200d", font)
-    pictures._font.cache_clear()
+    pictures.font_of.cache_clear()
+    font = pictures.font_of(16)
+    text = pictures.drawable("göğüs ışığı İŞ – 2 × 🌸\u200d", font)
+    pictures.font_of.cache_clear()
     missing = bytes(font.getmask("\uffff"))
     assert all(sign == " " or bytes(font.getmask(sign)) != missing for sign in text)
     assert text in ("göğüs ışığı İŞ – 2 × ?", "gogus isigi IS - 2 x ?") or fonts

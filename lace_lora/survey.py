@@ -1,0 +1,273 @@
+"""One pass over photographs: each file is read once and decoded once, and all that is asked of it comes from that.
+
+Many pictures are looked at by programs of their own, two of them, so that a file that hangs or kills its decoder costs
+that program and not the notebook. They speak in lines of JSON: multiprocessing would run a script that called us again
+in each of its workers, unless it is guarded, and its pool cannot end a worker that hangs.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from lace_lora import near_duplicates, quality
+from lace_lora.checkpoint import write_bytes, writing
+from lace_lora.errors import LaceError
+from lace_lora.image_files import read_picture
+from lace_lora.quality import Quality
+
+WORKERS = 2  # Colab has two cores; each holds one picture
+LONGEST_SECONDS = 120.0  # the largest picture that is opened takes some ten
+FEW_MB = 20  # up to that, a program of its own takes longer to start than it saves
+COPIERS = 8  # at once: Drive takes its time for each file
+THUMBNAILS = "thumbnails"  # below cache_dir
+THUMBNAIL_PX = 256
+_THUMBNAIL_QUALITY = 85
+READY = "ready\n"
+
+Progress = Callable[[int, int], None]  # pictures done, pictures in all
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a file gave; sizes of the upright picture, px."""
+
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    fault: str = ""
+    notes: tuple[str, ...] = ()
+    quality: Quality | None = None
+    fingerprint: near_duplicates.Fingerprint | None = None
+
+
+def look_at(path: Path, side_px: int, thumbnails: Path | None = None) -> Look:
+    """Read, decode and measure one file.
+
+    side_px     short side at which pictures are trained; no more than needed for it is decoded of a JPEG
+    thumbnails  folder for a small JPEG named by the content, THUMBNAIL_PX at most each way; None makes none
+    """
+    opened = read_picture(path, enough_px=side_px)
+    if opened.image is None:
+        return Look(sha256=opened.sha256, fault=opened.fault)
+    if thumbnails is not None:
+        with suppress(LaceError):  # a full disk: the picture itself is shown instead
+            _write_thumbnail(opened.image, thumbnail_path(thumbnails, opened.sha256))
+    measured = quality.measured(opened.image, side_px, opened.reduced, opened.luma_table)
+    print_ = near_duplicates.fingerprint(opened.image)
+    return Look(*opened.size, opened.sha256, "", opened.notes, measured, print_)
+
+
+def look_at_all(
+    paths: Sequence[Path],
+    side_px: int,
+    *,
+    cache_dir: Path | None = None,
+    fetch: Callable[[Path], Path] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Look]:
+    """The same for many files, in their order.
+
+    cache_dir  folder for small pictures; None makes none
+    fetch      brings a file to this machine's disk and gives its copy, or the file itself; several are fetched at once
+    workers    programs that decode side by side; 0 does it in this one; None decides by how much there is
+    progress   is told after each picture how many are done, and of how many
+    """
+    thumbnails = cache_dir / THUMBNAILS if cache_dir is not None else None
+    if thumbnails is not None:
+        with writing(thumbnails):
+            thumbnails.mkdir(parents=True, exist_ok=True)
+    count = min(WORKERS if _are_many(paths) else 0, len(paths)) if workers is None else workers
+    ask = _Workers() if count else None
+    copies = ThreadPoolExecutor(COPIERS) if fetch is not None else None
+    looks: list[Look] = []
+
+    def one(path: Path, near: "Future[Path] | None") -> Look:
+        try:
+            here = near.result() if near is not None else path
+        except OSError as error:
+            return Look(fault=f"cannot be read from Drive ({error.strerror or error})")
+        return ask.look(here, side_px, thumbnails) if ask else look_at(here, side_px, thumbnails)
+
+    with ThreadPoolExecutor(max(1, count)) as threads:
+        try:
+            fetched = [copies.submit(fetch, path) if copies and fetch else None for path in paths]
+            for done, look in enumerate(threads.map(one, paths, fetched), 1):
+                looks.append(look)
+                if progress is not None:
+                    progress(done, len(paths))
+        finally:  # also where the person stops it
+            threads.shutdown(wait=False, cancel_futures=True)
+            if copies is not None:
+                copies.shutdown(wait=False, cancel_futures=True)
+            if ask is not None:
+                ask.end()
+    return looks
+
+
+def thumbnail_path(thumbnails: Path, sha256: str) -> Path:
+    """Where the small picture of a content lies."""
+    return thumbnails / f"{sha256}.jpg"
+
+
+def _write_thumbnail(picture: Image.Image, path: Path) -> None:
+    if path.is_file():
+        return
+    small = picture.copy() if max(picture.size) <= THUMBNAIL_PX else _smaller(picture)
+    file = BytesIO()
+    small.save(file, "JPEG", quality=_THUMBNAIL_QUALITY)
+    write_bytes(path, file.getvalue())
+
+
+def _smaller(picture: Image.Image) -> Image.Image:
+    scale = THUMBNAIL_PX / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _are_many(paths: Sequence[Path]) -> bool:
+    total = 0
+    for path in paths:
+        with suppress(OSError):  # a link to nothing
+            total += path.stat().st_size
+    return total > FEW_MB * 1e6
+
+
+# -- programs of their own --
+
+
+class _Workers:
+    """One program for each thread that asks; a program that ended is replaced at the next picture."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._all: list[subprocess.Popen[str]] = []
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def look(self, path: Path, side_px: int, thumbnails: Path | None) -> Look:
+        """What look_at gives, or the fault that the program hung or ended over it, twice."""
+        request = json.dumps([str(path), side_px, str(thumbnails) if thumbnails else None])
+        for _ in range(2):  # the first end may be another picture's doing, when memory ran out
+            program = self._program()
+            if program is None:
+                return Look(fault="not looked at") if self._is_over else look_at(path, side_px, thumbnails)
+            answer, is_too_long = _asked(program, request)
+            if answer.endswith("\n"):  # else it was ended in the middle of its answer
+                return _look_of(json.loads(answer))
+            self._own.program = None
+            if is_too_long:
+                return Look(fault=f"took longer than {LONGEST_SECONDS:.0f} s to open")
+        return Look(fault="damaged so that it ends the program that opens it, or too large for the memory")
+
+    def end(self) -> None:
+        """End all programs; none is started any more."""
+        with self._lock:
+            self._is_over = True
+        for program in self._all:
+            with suppress(OSError):
+                program.kill()
+            program.wait()
+            for pipe in (program.stdin, program.stdout):
+                with suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
+
+    def _program(self) -> "subprocess.Popen[str] | None":
+        """This thread's program, ready to be asked; None where none can be started, or all is over."""
+        program: subprocess.Popen[str] | None = getattr(self._own, "program", None)
+        if program is not None and program.poll() is None:
+            return program
+        with self._lock:
+            if self._is_over:
+                return None
+            try:
+                program = _started()
+            except OSError:
+                return None
+            self._all.append(program)
+        if program.stdout is None or program.stdout.readline() != READY:
+            return None
+        self._own.program = program
+        return program
+
+
+def _started() -> "subprocess.Popen[str]":
+    around = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "lace_lora.survey"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="ascii",
+        env=around,
+    )
+
+
+def _asked(program: "subprocess.Popen[str]", request: str) -> tuple[str, bool]:
+    """The program's answer, empty where it ended over it, and whether it was ended because it took too long."""
+    is_too_long = threading.Event()
+
+    def stop() -> None:
+        is_too_long.set()
+        program.kill()
+
+    watchdog = threading.Timer(LONGEST_SECONDS, stop)
+    watchdog.start()
+    try:
+        assert program.stdin is not None and program.stdout is not None
+        program.stdin.write(request + "\n")
+        program.stdin.flush()
+        return program.stdout.readline(), is_too_long.is_set()
+    except (OSError, ValueError):  # it ended before, or all was ended
+        return "", is_too_long.is_set()
+    finally:
+        watchdog.cancel()
+
+
+def _row_of(look: Look) -> dict[str, Any]:
+    """A look as values that JSON knows."""
+    print_ = look.fingerprint
+    words = {"fingerprint": None if print_ is None else base64.b64encode(print_.tobytes()).decode("ascii")}
+    return asdict(replace(look, fingerprint=None)) | words
+
+
+def _look_of(row: dict[str, Any]) -> Look:
+    measured, text = row.pop("quality"), row.pop("fingerprint")
+    print_ = None
+    if text is not None:
+        found = numpy.frombuffer(base64.b64decode(text), near_duplicates.FINGERPRINT_DTYPE)
+        print_ = found.reshape(near_duplicates.FINGERPRINT_SHAPE)
+    notes = tuple(row.pop("notes"))
+    return Look(**row, notes=notes, quality=Quality(**measured) if measured else None, fingerprint=print_)
+
+
+def _answer_lines() -> None:
+    """Answer each line of the standard input until it ends; nothing else may reach the standard output."""
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    answers.write(READY)
+    answers.flush()
+    for line in sys.stdin:
+        path, side_px, thumbnails = json.loads(line)
+        look = look_at(Path(path), side_px, Path(thumbnails) if thumbnails else None)
+        answers.write(json.dumps(_row_of(look)) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _answer_lines()
