@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from lace_lora import checkpoint, counting, cuts, near_duplicates
+from lace_lora import checkpoint, counting, cuts, near_duplicates, shapes, swatch
 from lace_lora.cache_file import Store, open_store
 from lace_lora.cuts import Cut, Cutting
 from lace_lora.data_utils import Example, open_picture
@@ -36,7 +36,10 @@ MB = 1024**2
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its caption and its cuts; one of these is looked at at a time."""
+    """One picture with its caption and its cuts; one of these is looked at at a time.
+
+    sha256  what names its pixels: the digest of its file, and of what its swatch does to it
+    """
 
     path: Path
     caption: str
@@ -137,7 +140,7 @@ def build(
             f"{model} is a refiner; a LoRA is trained on a base model, "
             "such as stabilityai/stable-diffusion-xl-base-1.0."
         )
-    step = cuts.bucket_step(resolution, sizes.pixel_step)
+    step = shapes.bucket_step(resolution, sizes.pixel_step)
     cutting = Cutting(resolution, step, crop, flips, quarter_turns)
     vae_key, text_key = _keys(model, vae_model, dtype)
     store = open_store(cache_dir, say)
@@ -182,12 +185,12 @@ def time_ids(cut: Cut) -> Tensor:
 
 def in_order(examples: Iterable[Example]) -> list[Example]:
     """Examples by content and caption: chance is drawn by place, so a renamed file must not change its place."""
-    return sorted(examples, key=lambda one: (digest_of(one.path), one.caption))
+    return sorted(examples, key=lambda one: (digest_of(one.path), one.caption, pixels_digest(one)))
 
 
 def data_digest(examples: Iterable[Example]) -> str:
-    """sha256 (hex) of the pictures' contents and captions, whatever their folder or order."""
-    rows = sorted(f"{digest_of(example.path)}\t{example.caption}" for example in examples)
+    """sha256 (hex) of the pictures' contents, swatches and captions, whatever their folder or order."""
+    rows = sorted(f"{pixels_digest(example)}\t{example.caption}" for example in examples)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
@@ -202,25 +205,28 @@ def _encode_pictures(
 
     A picture that was never seen is opened once, for its size, its fingerprint and its pixels.
     """
-    paths = {digest_of(example.path): example.path for example in examples}
+    digests = [pixels_digest(example) for example in examples]
+    of_digest = dict(zip(digests, examples, strict=True))
 
     def is_whole(digest: str) -> bool:
         found = _cuts(digest, cutting, store)
         return bool(found) and all(_latent_key(digest, cut, vae_key) in store for cut in found)
 
-    missing = [digest for digest in paths if not is_whole(digest)]
-    store.say(f"pictures  {len(paths) - len(missing)} encoded before, {len(missing)} to encode")
+    missing = [digest for digest in of_digest if not is_whole(digest)]
+    store.say(f"pictures  {len(of_digest) - len(missing)} encoded before, {len(missing)} to encode")
     if missing:
         encoder = _load_vae(model, vae_model, device)
         tell = counting.lines(store.say, "encoded", len(missing))
         for digest in missing:
-            picture = open_picture(paths[digest])
-            store.add(_seen(digest, picture, store))
-            _encode_cuts(picture, paths[digest], digest, _cuts(digest, cutting, store), encoder, store, vae_key)
+            one = of_digest[digest]
+            photograph = open_picture(one.path)
+            store.add(_seen(digest_of(one.path), photograph, store))
+            picture = swatch.apply(photograph, one.swatch, one.path)
+            store.add(_sized(digest, picture, store))
+            _encode_cuts(picture, one.path, digest, _cuts(digest, cutting, store), encoder, store, vae_key)
             tell(1)
         del encoder
         sdxl.give_back_memory()
-    digests = [digest_of(example.path) for example in examples]
     return tuple(
         Sample(example.path, example.caption, digest, _cuts(digest, cutting, store))
         for example, digest in zip(examples, digests, strict=True)
@@ -287,21 +293,32 @@ def digest_of(path: Path) -> str:
         raise PicturesError(f"{path} cannot be read ({reason}). Take its line out of annotations.txt.") from error
 
 
+def pixels_digest(example: Example) -> str:
+    """What names a picture's pixels as they are learnt (hex): its file, and what its swatch does to it."""
+    return swatch.digest(digest_of(example.path), example.swatch)
+
+
 @lru_cache(maxsize=10_000)
 def _read_digest(path: Path, size: int, changed_ns: int) -> str:
     """Read once in a session: a run asks for its data's digest before it encodes, and Drive is slow."""
     return checkpoint.sha256(path)
 
 
-def _seen(digest: str, picture: Image.Image, store: Store) -> dict[str, Tensor]:
-    """What is kept of a picture that was opened, so that it need not be opened again: its size, its fingerprint."""
-    size_key, print_key = _size_key(digest), _print_key(digest)
-    found: dict[str, Tensor] = {}
-    if size_key not in store:
-        found[size_key] = torch.tensor(picture.size)
+def _seen(digest: str, photograph: Image.Image, store: Store) -> dict[str, Tensor]:
+    """What is kept of a photograph that was opened, so that it need not be opened again: its size, its fingerprint.
+
+    Pieces are compared on whole photographs, so that another crop parts no copies and moves nobody out of training.
+    """
+    print_key = _print_key(digest)
+    found = _sized(digest, photograph, store)
     if print_key not in store:
-        found[print_key] = torch.from_numpy(near_duplicates.fingerprint(picture).copy())
+        found[print_key] = torch.from_numpy(near_duplicates.fingerprint(photograph).copy())
     return found
+
+
+def _sized(digest: str, picture: Image.Image, store: Store) -> dict[str, Tensor]:
+    key = _size_key(digest)
+    return {} if key in store else {key: torch.tensor(picture.size)}
 
 
 def _cuts(digest: str, cutting: Cutting, store: Store) -> tuple[Cut, ...]:

@@ -1,24 +1,34 @@
 """The pictures and captions of a run: read and checked, what the model reads of the words, and who is held out."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from lace_lora import cache, data_utils, near_duplicates
+from PIL import Image
+
+from lace_lora import annotate, cache, checkpoint, data_utils, near_duplicates, swatch
+from lace_lora.annotations import DATASET, Dataset, chosen
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
 from lace_lora.errors import PicturesError, SettingsError
 from lace_lora.families import sdxl
-from lace_lora.run_folder import RunFolder
 
 Say = Callable[[str], None]
+Preprocess = Callable[[Image.Image], Image.Image]
 
 
-def read(settings: Config, say: Say) -> list[Example]:
+def read(settings: Config, say: Say, preprocess: Preprocess | None = None) -> list[Example]:
     """Pictures with captions, from annotations.txt, which is written first where the folder has none.
 
+    What dataset.json says of a picture is followed: its swatch comes with it, and one that it leaves out is not here.
+
+    preprocess  a function from picture to picture (upright RGB, its swatch applied), for what no swatch can do; what it
+                gives is learnt instead and kept as PNG files in cache_dir, while the photographs stay as they are
+
     Raises SettingsError or PicturesError where a caption lacks the concept token: its picture would teach the style to
-    prompts that do not ask for it.
+    prompts that do not ask for it; PicturesError where all pictures are left out.
     """
     if settings.concept_token.casefold() not in settings.instance_prompt.casefold():
         raise SettingsError(
@@ -26,13 +36,12 @@ def read(settings: Config, say: Say) -> list[Example]:
             f"Write for example: a photo of {settings.concept_token}"
         )
     types, images_dir = set(settings.image_types), Path(settings.images_dir).expanduser()
-    path = images_dir / "annotations.txt"
+    path = annotate.file_of(settings)
+    dataset = data_utils.load_dataset(images_dir) if (images_dir / DATASET).is_file() else Dataset(images_dir)
     if not path.is_file():
-        # A folder that cannot be written to (shared with you, read only) gets its captions in the run's folder.
-        path = path if os.access(images_dir, os.W_OK) else RunFolder.of(settings).annotations
-        data_utils.create_annotations(images_dir, settings.instance_prompt, types, file=path, say=say)
+        annotate.run(settings, say=say)
         say(f"captions  written to {path}")
-    examples = data_utils.read_annotations(path, images_dir)
+    examples = _kept(data_utils.read_annotations(path, images_dir), dataset, say)
     without = [one.path.name for one in examples if settings.concept_token.casefold() not in one.caption.casefold()]
     if without:
         raise PicturesError(
@@ -40,14 +49,52 @@ def read(settings: Config, say: Say) -> list[Example]:
             f"{settings.concept_token} (first: {without[0]}). "
             "Add it to them, or set concept_token to the word that they use."
         )
-    listed = {one.path.resolve() for one in examples}
+    listed = {one.path.resolve() for one in (*examples, *(one for one in dataset.examples if not one.use))}
     unlisted = [one.name for one in data_utils.list_images(images_dir, types) if one.resolve() not in listed]
     if unlisted:
         say(
             f"! {len(unlisted)} pictures have no line in {path} and are left out (first: {unlisted[0]}); "
-            "`lace-lora annotate` adds them."
+            "`lace-lora annotate` adds those that can be read."
         )
-    return cache.in_order(examples)
+    return cache.in_order(_preprocessed(examples, preprocess, settings, say) if preprocess else examples)
+
+
+def _kept(examples: Sequence[Example], dataset: Dataset, say: Say) -> list[Example]:
+    """The examples that dataset.json does not leave out, with their swatches."""
+    kept, left_out = chosen(examples, dataset)
+    if left_out:
+        say(f"left out  {len(left_out)} of {len(examples)} pictures, as {DATASET} says")
+    if not kept:
+        raise PicturesError(f"{DATASET} leaves all {len(examples)} pictures out. Keep some of them in the gallery.")
+    if changed := sum(one.swatch is not None and one.swatch.changes_pixels for one in kept):
+        say(f"swatches  {changed} pictures are straightened, cropped or evenly lit on opening, as {DATASET} says")
+    return kept
+
+
+def _preprocessed(examples: Sequence[Example], preprocess: Preprocess, settings: Config, say: Say) -> list[Example]:
+    """The examples with the pictures that a function makes of them, named by their pixels: nobody can name a function.
+
+    Every picture is opened in every run, since only its result tells whether the function is still the same.
+    """
+    folder = Path(settings.cache_dir).expanduser() / "preprocessed"
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"pictures  {len(examples)} handed to the preprocessor")
+    made = []
+    for one in examples:
+        picture = preprocess(swatch.open_swatch(one.path, one.swatch))
+        if not isinstance(picture, Image.Image):
+            raise PicturesError(
+                f"{one.path.name}: the preprocessor gave {type(picture).__name__}, not a picture. Return a PIL image."
+            )
+        picture = picture.convert("RGB")
+        name = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        file = folder / f"{name}.png"
+        if not file.is_file():
+            partial = file.with_name(f"{name}{checkpoint.PARTIAL}")
+            picture.save(partial, "PNG", compress_level=1)  # 12 MP in a second; the usual level takes five
+            os.replace(partial, file)
+        made.append(replace(one, path=file, swatch=None))
+    return made
 
 
 def apart(examples: Sequence[Example], settings: Config, at_most: int, say: Say) -> tuple[list[int], list[int]]:

@@ -12,6 +12,7 @@ from lace_lora import (
     cache,
     checkpoint,
     class_pictures,
+    config_text,
     estimate,
     journal,
     launch,
@@ -25,12 +26,12 @@ from lace_lora import (
     trackers,
     validation,
 )
-from lace_lora import config as settings_of
 from lace_lora import examples as words_and_pictures
 from lace_lora import parts as state
 from lace_lora.adapter import Adapter
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
+from lace_lora.examples import Preprocess as Preprocess
 from lace_lora.families import folders, sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Job as Job
@@ -49,11 +50,19 @@ with quiet():
 Say = Callable[[str], None]
 
 
-def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None = None) -> Adapter:
+def run(
+    config: Config,
+    *,
+    preprocess: Preprocess | None = None,
+    say: Say = print,
+    show: Callable[[Step], None] | None = None,
+) -> Adapter:
     """Train as the settings say and return the adapter; called again, go on where it stopped.
 
-    say   is told facts, a line each; progress too, unless `show` is given
-    show  is called with every Step, for a bar or a plot
+    preprocess  a function from picture to picture, for what no swatch can do (see examples.read); with it all GPUs are
+                used only in a script of yours that torchrun starts, since no command line can name a function
+    say         is told facts, a line each; progress too, unless `show` is given
+    show        is called with every Step, for a bar or a plot
 
     On several GPUs it starts one process for each, by the line that `command` gives. A first interrupt (Ctrl-C, the
     notebook's stop, SIGTERM) finishes the step, saves, and returns the adapter as far as it is, with is_complete False;
@@ -65,7 +74,7 @@ def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None
     say = say if together.is_first else _silently
     with together.first_alone():
         plan, folder, notes = _planned(config, together.count, say)
-    if launch.is_needed(plan.config, together.count):
+    if preprocess is None and launch.is_needed(plan.config, together.count):
         mode = "auto" if plan.may_save_memory else plan.config.gradient_checkpointing
         launch.run(plan.config.model_copy(update={"gradient_checkpointing": mode}), say)
         return adapters.load(folder.root)
@@ -77,13 +86,14 @@ def run(config: Config, *, say: Say = print, show: Callable[[Step], None] | None
         drive = mirror.Mirror.of(folder, config.drive_mount_path, config.cache_dir, say)
         with together.first_alone():
             drive.bring()
-        return _run_here(plan, drive, together, say, show)
+        return _run_here(plan, drive, together, preprocess, say, show)
 
 
 def _run_here(
     plan: estimate.Plan,
     drive: mirror.Mirror,
     together: processes.Processes,
+    preprocess: Preprocess | None,
     say: Say,
     show: Callable[[Step], None] | None,
 ) -> Adapter:
@@ -95,7 +105,7 @@ def _run_here(
     for line in folders.fetch_notice(settings.pretrained_model):
         say(line)
     with together.first_alone():
-        found = words_and_pictures.read(settings, say)
+        found = words_and_pictures.read(settings, say, preprocess)
         record = journal.open_run(folder, settings, cache.data_digest(found), writes=together.is_first)
         if _is_over(record, settings) and adapters.is_whole(folder):
             if together.is_first:
@@ -103,7 +113,7 @@ def _run_here(
             say(f"{folder.name} is finished: {record.facts['step']} steps are made, in {drive.remote.root}.")
             return adapters.load(folder.root)
         if together.is_first:
-            checkpoint.write_text(folder.config, settings_of.to_yaml(settings))
+            checkpoint.write_text(folder.config, config_text.to_yaml(settings))
             checkpoint.write_text(folder.annotations, "".join(f"{one.path}\t{one.caption}\n" for one in found))
 
     with outcome.told(record, settings, drive):
