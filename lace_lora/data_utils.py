@@ -5,15 +5,14 @@ what they held before stays beside them as `….bak`. What stands in them is rea
 user named are also found here.
 """
 
-import difflib
 import logging
 import os
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from lace_lora import near_duplicates, survey
 from lace_lora.annotations import (
     ANNOTATIONS,
     DATASET,
@@ -24,15 +23,19 @@ from lace_lora.annotations import (
     complaint,
     dataset_text,
     load_dataset,
+    name_of,
     parse,
     read_annotations,
     to_examples,
 )
-from lace_lora.check_report import ADVISED_SIDE_PX, LONG_SHAPE, SMALLEST_SIDE_PX, CheckReport, ImageRecord
-from lace_lora.checkpoint import PARTIAL, write_bytes, write_text
-from lace_lora.errors import PicturesError, RunError, SettingsError
-from lace_lora.file_names import LINE_BREAKS, entries, has_broken_unicode, printable, relative_name
-from lace_lora.image_files import open_picture, read_picture
+from lace_lora.check_report import LONG_SHAPE, MAYBE, SMALLEST_SIDE_PX, CheckReport, ImageRecord, Likeness
+from lace_lora.errors import PicturesError, SettingsError
+from lace_lora.file_names import line_fault, printable, relative_name
+from lace_lora.image_files import open_picture
+from lace_lora.listing import composed, folder_of, kinds_of, list_images, listed
+from lace_lora.local_copies import is_on_drive, local_copy
+from lace_lora.own_files import OwnFile
+from lace_lora.rules_of_thumb import ADVISED_SIDE_PX
 
 __all__ = [
     "CheckReport",
@@ -41,6 +44,7 @@ __all__ = [
     "ImageRecord",
     "add_image",
     "check_images",
+    "count_pictures",
     "create_annotations",
     "list_images",
     "load_dataset",
@@ -49,165 +53,157 @@ __all__ = [
     "save_dataset",
 ]
 
-_READABLE_KINDS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2"}
-_EXPORTED_KINDS = {".heic", ".heif"}
+SDXL_SIDE_PX = 1024  # at which sharpness is judged where no resolution is given
+DRIVE = "/content/drive"  # where Colab mounts it unless told otherwise
 
 _log = logging.getLogger(__name__)
-
-
-# Listing
-
-
-def list_images(image_dir: str | Path, extensions: Collection[str] = {".jpg"}) -> list[Path]:
-    """The pictures of a folder and its sub-folders, sorted by name; upper and lower case endings alike.
-
-    Hidden files and folders are passed over. Raises PicturesError for a missing folder, or one without such pictures.
-    """
-    return _listing(_folder(image_dir), extensions)[0]
-
-
-def _listing(folder: Path, extensions: Collection[str]) -> tuple[list[Path], list[Path]]:
-    """The pictures asked for, and all other files; the folder is walked once, since Drive is slow at it."""
-    wanted = _suffixes(extensions)
-    files = _files(folder)
-    images = [path for path in files if path.suffix.casefold() in wanted]
-    if not images:
-        raise PicturesError(_nothing_found(folder, wanted, files))
-    return images, [path for path in files if path.suffix.casefold() not in wanted]
-
-
-def _folder(image_dir: str | Path) -> Path:
-    folder = Path(image_dir).expanduser()
-    if folder.is_dir():
-        return folder
-    shown = printable(folder)
-    if folder.exists():
-        raise PicturesError(f"{shown} is a file; images_dir must be the folder that holds the pictures.")
-    if not folder.parent.is_dir():
-        first = "Mount Drive first, or correct" if folder.is_relative_to("/content/drive") else "Correct"
-        raise PicturesError(f"There is no folder {shown}. {first} images_dir.")
-    near = difflib.get_close_matches(folder.name, entries(folder.parent), 1)
-    hint = f"Did you mean {printable(folder.parent / near[0])}? " if near else "Put the pictures there, or correct "
-    raise PicturesError(f"There is no folder {shown}. {hint}{'Correct ' if near else ''}images_dir.")
-
-
-def _suffixes(extensions: Collection[str]) -> set[str]:
-    given = [extensions] if isinstance(extensions, str) else extensions
-    wanted = {"." + ending.strip().lstrip(".").casefold() for ending in given} - {"."}
-    if not wanted:
-        raise SettingsError('image_types names no kind of file; write for example [".jpg", ".png"].')
-    return wanted
-
-
-def _files(folder: Path) -> list[Path]:
-    """Every visible file, sorted by the composed form of its name. Links are followed: Drive's shortcuts are links."""
-    found: list[Path] = []
-    seen: set[str] = set()
-
-    def refuse(error: OSError) -> None:
-        raise PicturesError(f"Cannot look into {printable(error.filename)} ({error.strerror}). Check who may read it.")
-
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to a folder above it
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-
-    def order(path: Path) -> tuple[list[str], bool, Path]:
-        name = path.relative_to(folder).as_posix()
-        return _composed(name).split("/"), name != _composed(name), path
-
-    return sorted(found, key=order)
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _is_ours(path: Path) -> bool:
-    return path.name.startswith((ANNOTATIONS, DATASET)) or path.name.endswith(PARTIAL)
-
-
-def _kinds(files: Iterable[Path]) -> dict[str, int]:
-    """How many files of each kind, most frequent first, each kind as the folder spells it most often."""
-    spelt = Counter(path.suffix for path in files if path.suffix and not _is_ours(path))
-    kinds: Counter[str] = Counter()
-    spelling: dict[str, str] = {}
-    for suffix, count in spelt.most_common():
-        kinds[spelling.setdefault(suffix.casefold(), suffix)] += count
-    return dict(kinds.most_common())
-
-
-def _nothing_found(folder: Path, wanted: set[str], files: list[Path]) -> str:
-    kinds = _kinds(files)
-    start = f"No {' or '.join(sorted(wanted))} in {printable(folder)}"
-    if not kinds:
-        return f"{start} (the folder is empty). Put the pictures there, or correct images_dir."
-    found = ", ".join(f"{count} {printable(kind)}" for kind, count in list(kinds.items())[:5])
-    kind = next((kind for kind in kinds if kind.casefold() in _READABLE_KINDS | _EXPORTED_KINDS), "").casefold()
-    if kind in _READABLE_KINDS:
-        advice = f'Add "{kind}" to image_types.'
-    elif kind in _EXPORTED_KINDS:
-        advice = f'Export them as JPEG, or add "{kind}" to image_types.'
-    else:
-        advice = "Export the pictures as JPEG, or correct images_dir."
-    return f"{start} ({found} found). {advice}"
 
 
 # Checking
 
 
 def check_images(
-    image_dir: str | Path, extensions: Collection[str] = {".jpg"}, resolution: int | None = None
+    image_dir: str | Path,
+    extensions: Collection[str] = {".jpg"},
+    resolution: int | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    drive_mount_path: str | Path = DRIVE,
+    compare: bool = True,
+    steps: int | None = None,
+    family: str = "sdxl",
+    workers: int | None = None,
+    progress: survey.Progress | None = None,
 ) -> CheckReport:
     """Open every picture once and say what it is; no picture, however damaged, stops the check.
 
-    resolution  side of the training square in px, to say which pictures would have to be enlarged
-    returns     the report; print(report) shows a line a file, then the numbers and the advice
+    resolution        side of the training square in px, to say which pictures would have to be enlarged
+    cache_dir         folder for small pictures, and for copies of what lies on Drive, each file read there once; None
+                      makes neither. Nothing is written into image_dir itself.
+    drive_mount_path  what counts as Drive: everything below it
+    compare           look for copies and for pictures of one piece too; 300 pictures take some 15 s
+    steps, family     planned updates and the base model's family, for the advice
+    workers           programs that decode side by side; None takes two for many pictures, 0 does all in this one
+    progress          is told after each picture how many were looked at, and of how many
+    returns           the report; print(report) shows a line a file, then the numbers and the advice
 
-    Raises PicturesError only for a folder that is missing or has no such pictures.
+    Raises PicturesError only for a folder that is missing or has no such pictures; RunError where cache_dir cannot be
+    written.
     """
-    folder = _folder(image_dir)
-    images, others = _listing(folder, extensions)
+    folder = folder_of(image_dir)
+    images, others = listed(folder, extensions)
     captions, notes = _captions_for_check(folder)
-    records: list[ImageRecord] = []
-    names: dict[str, Path] = {}
-    digests: dict[str, str] = {}
-    for path in images:
-        record = _checked(folder, path, resolution)
-        notes_here = list(record.notes)
-        if (twin := names.setdefault(record.name, path)) != path and not record.fault:
-            fault = f"its name is that of {printable(twin.name)} in another Unicode spelling: rename one"
-            record = replace(record, fault=fault)
-        if record.sha256 and (first := digests.setdefault(record.sha256, record.name)) != record.name:
-            notes_here.append(f"same bytes as {printable(first)}")
-        if captions is not None and not captions.get(record.name):
-            has_line = record.name in captions
-            notes_here.append(f"its caption in {ANNOTATIONS} is empty" if has_line else f"has no line in {ANNOTATIONS}")
-        caption = (captions or {}).get(record.name, "")
-        records.append(replace(record, notes=tuple(notes_here), caption=caption))
-    return CheckReport(folder, tuple(records), _kinds(others), tuple(notes), resolution)
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else None
+    looks = survey.look_at_all(
+        images,
+        max(survey.THUMBNAIL_PX, resolution or SDXL_SIDE_PX),
+        cache_dir=cache,
+        fetch=partial(local_copy, cache_dir=cache) if cache and is_on_drive(folder, drive_mount_path) else None,
+        workers=workers,
+        progress=progress,
+    )
+    records = [_checked(folder, path, look, resolution, cache) for path, look in zip(images, looks, strict=True)]
+    records = _without_twin_names(records)
+    likenesses = _likenesses(records, looks) if compare else ()
+    records = [_captioned(record, captions) for record in _with_notes_on_copies(records, likenesses)]
+    records, problem = _as_decided(folder, records)
+    notes += problem
+    kinds = kinds_of(others)
+    return CheckReport(folder, tuple(records), kinds, tuple(notes), resolution, likenesses, steps, family)
 
 
-def _checked(folder: Path, path: Path, resolution: int | None) -> ImageRecord:
+def _checked(folder: Path, path: Path, look: survey.Look, resolution: int | None, cache: Path | None) -> ImageRecord:
     """One file by itself: its name, whether it opens, its size."""
-    name = _composed(path.relative_to(folder).as_posix())
-    opened = read_picture(path)
-    width, height = opened.image.size if opened.image else (0, 0)
-    fault = opened.fault or _name_fault(name)
-    notes = list(opened.notes)
-    if opened.image:
-        short, long = sorted((width, height))
+    name = composed(path.relative_to(folder).as_posix())
+    fault = look.fault or line_fault(name)
+    notes = list(look.notes)
+    if look.width:
+        short, long = sorted((look.width, look.height))
         if short < SMALLEST_SIDE_PX:
-            fault = fault or f"only {width} × {height} px, too small to show a stitch"
+            fault = fault or f"only {look.width} × {look.height} px, too small to show a stitch"
         elif short < (resolution or ADVISED_SIDE_PX):
             notes.append(f"short side {short} px: {_size_wish(short, resolution)}")
         if long > LONG_SHAPE * short:
             notes.append(f"long shape, {long / short:.1f} : 1")
-    return ImageRecord(path, name, width, height, opened.sha256, fault, tuple(notes))
+    small = survey.thumbnail_path(cache / survey.THUMBNAILS, look.sha256) if cache and look.width else None
+    shown = small if small and small.is_file() else None
+    size = look.width, look.height
+    return ImageRecord(path, name, *size, look.sha256, fault, tuple(notes), "", look.quality, shown)
+
+
+def _without_twin_names(records: list[ImageRecord]) -> list[ImageRecord]:
+    """The records, each later one whose name differs in its Unicode spelling only with that as its fault."""
+    first: dict[str, ImageRecord] = {}
+    found = []
+    for record in records:
+        twin = first.setdefault(record.name, record)
+        if twin is not record and not record.fault:
+            fault = f"its name is that of {printable(twin.path.name)} in another Unicode spelling: rename one"
+            record = replace(record, fault=fault)
+        found.append(record)
+    return found
+
+
+def _likenesses(records: list[ImageRecord], looks: list[survey.Look]) -> tuple[Likeness, ...]:
+    """Which of the usable pictures show, or may show, one piece."""
+    names, prints = [], []
+    for record, look in zip(records, looks, strict=True):
+        if record.is_usable and look.fingerprint is not None:
+            names.append(record.name)
+            prints.append(look.fingerprint)
+    return tuple(
+        Likeness(names[pair.first], names[pair.second], pair.kind, pair.likeness)
+        for pair in near_duplicates.pairs(prints)
+    )
+
+
+def _with_notes_on_copies(records: list[ImageRecord], likenesses: tuple[Likeness, ...]) -> Iterator[ImageRecord]:
+    """The records, each with what tells that another picture is the same; the first of a piece is not told of."""
+    digests: dict[str, str] = {}
+    joined = CheckReport(Path(), tuple(records), pairs=likenesses).groups
+    later = {name for group in joined for name in group[1:]}
+    for record in records:
+        notes = list(record.notes)
+        first = digests.setdefault(record.sha256, record.name) if record.sha256 else record.name
+        if first != record.name:
+            notes.append(f"same bytes as {printable(first)}")
+        elif record.is_usable:
+            notes += _notes_on_copies(record.name, record.name in later, likenesses)
+        yield replace(record, notes=tuple(notes))
+
+
+def _notes_on_copies(name: str, is_later: bool, likenesses: tuple[Likeness, ...]) -> Iterator[str]:
+    """Of pictures of one piece the surest, an earlier one where there is one; and all that may be of one piece."""
+    own = [pair for pair in likenesses if name in (pair.first, pair.second)]
+    sure = [pair for pair in own if pair.kind != MAYBE]
+    for pair in sorted(sure, key=lambda pair: pair.first == name)[:is_later]:
+        yield f"same picture as {printable(pair.other(name))} ({pair.likeness:.0%} alike)"
+    for pair in own:
+        if pair.kind == MAYBE and pair.second == name:
+            yield f"{MAYBE} as {printable(pair.first)} ({pair.likeness:.0%} alike)"
+
+
+def _captioned(record: ImageRecord, captions: dict[str, str] | None) -> ImageRecord:
+    """The record with its caption from annotations.txt, or with the note that it has none there."""
+    if captions is None or captions.get(record.name) or not record.is_usable:
+        return replace(record, caption=(captions or {}).get(record.name, ""))
+    is_there = record.name in captions
+    note = f"its caption in {ANNOTATIONS} is empty" if is_there else f"has no line in {ANNOTATIONS}"
+    return replace(record, notes=(*record.notes, note))
+
+
+def _as_decided(folder: Path, records: list[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:
+    """The records with what dataset.json says of them, and what is wrong with that file."""
+    try:
+        dataset = load_dataset(folder) if (folder / DATASET).is_file() else Dataset(folder)
+    except PicturesError as error:
+        return records, [str(error)]
+    known = {name_of(folder, one): one for one in dataset.examples}
+    found = []
+    for record in records:
+        said = known.get(record.name)
+        found.append(replace(record, is_used=said.use, swatch=said.swatch) if said else record)
+    return found, []
 
 
 def _size_wish(short: int, resolution: int | None) -> str:
@@ -215,15 +211,6 @@ def _size_wish(short: int, resolution: int | None) -> str:
         return f"{ADVISED_SIDE_PX} px or more are advised"
     factor = resolution / short
     return f"enlarged {factor:.{1 if factor >= 1.1 else 2}f}× to reach {resolution}"
-
-
-def _name_fault(name: str) -> str:
-    """Why a file of this name cannot stand in a line of text, or nothing."""
-    if any(sign in name for sign in "\t\0" + LINE_BREAKS) or name.startswith("\ufeff"):
-        return "its name holds a tab, a line break or an invisible mark: rename it"
-    if has_broken_unicode(name):
-        return "its name is not valid Unicode: rename it"
-    return ""
 
 
 def _captions_for_check(folder: Path) -> tuple[dict[str, str] | None, list[str]]:
@@ -237,11 +224,21 @@ def _captions_for_check(folder: Path) -> tuple[dict[str, str] | None, list[str]]
         return None, [str(error)]
     examples, wrong, gone = to_examples(folder, rows)
     notes = [f"{ANNOTATIONS}: {problem}" for problem in problems + wrong + gone]
-    return {_name(folder, example): example.caption for example in examples}, notes
+    return {name_of(folder, example): example.caption for example in examples}, notes
 
 
-def _name(folder: Path, example: Example) -> str:
-    return relative_name(folder, os.path.abspath(example.path)) or ""
+def count_pictures(image_dir: str | Path, extensions: Collection[str] = {".jpg"}) -> int:
+    """How many pictures of a folder are to be learnt: those that dataset.json does not leave out; none is opened.
+
+    Raises PicturesError for a missing folder, or one without such pictures.
+    """
+    folder = folder_of(image_dir)
+    names = {composed(path.relative_to(folder).as_posix()) for path in list_images(folder, extensions)}
+    try:
+        dataset = load_dataset(folder) if (folder / DATASET).is_file() else Dataset(folder)
+    except PicturesError:  # training says what is wrong with it
+        dataset = Dataset(folder)
+    return len(names - {name_of(folder, one) for one in dataset.examples if not one.use})
 
 
 # Annotating
@@ -271,10 +268,10 @@ def create_annotations(
     Raises SettingsError for a prompt that is empty or holds a tab or line break; PicturesError when no picture can be
     used, a caption does not fit, the earlier file has lines that cannot be read, or the folder cannot be written.
     """
-    folder = _folder(image_dir)
+    folder = folder_of(image_dir)
     if fault := caption_fault(prompt):
         raise SettingsError(f"The prompt {fault}; write it on one line, for example: a photo of <myspecialstyle>")
-    report = checked or check_images(folder, extensions)
+    report = checked or check_images(folder, extensions, compare=False)
     names = [record.name for record in report.usable]
     for record in report.records:
         if record.fault:
@@ -285,35 +282,46 @@ def create_annotations(
 
     target = file or folder / ANNOTATIONS
     own = folder / ANNOTATIONS if (folder / ANNOTATIONS).is_file() else target
-    earlier = {} if overwrite else _earlier_captions(folder, own, names, say)
+    earlier = {} if overwrite else _earlier_captions(folder, own, say)
+    unused = {name: text for name, text in earlier.items() if name not in names and text != prompt.strip()}
+    if target.parent == folder:
+        put_by(folder, unused, say)
     given = _captions_by_name(folder, captions or {}, {record.name for record in report.records})
     chosen = {name: given.get(name) or earlier.get(name) or prompt.strip() for name in names}
     kept = [name for name in names if chosen[name] == earlier.get(name) and chosen[name] != prompt.strip()]
     if kept:
-        say(
-            f"kept {len(kept)} captions that {own.name} already had. To give these pictures the prompt too: "
-            f"lace-lora annotate --overwrite, or delete {own.name} and annotate again"
-        )
-    _write_keeping_earlier(target, "".join(f"{name}\t{caption}\n" for name, caption in chosen.items()), say)
+        say(f"kept {len(kept)} captions that are there already")
+    OwnFile(target, say).write("".join(f"{name}\t{caption}\n" for name, caption in chosen.items()))
     return target
 
 
-def _earlier_captions(folder: Path, file: Path, names: list[str], say: Callable[[str], None]) -> dict[str, str]:
-    """The captions that a person's own annotations file gives to these pictures."""
+def _earlier_captions(folder: Path, file: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """The captions that a person's own annotations file gives to pictures that are there."""
     if not file.is_file():
         return {}
     rows, problems = parse(file)
     examples, wrong, gone = to_examples(folder, rows)
     if problems + wrong:
-        advice = (
-            f"Correct these lines; or give every picture the prompt: lace-lora annotate --overwrite, which keeps this "
-            f"file as {file.name}.bak, or rename the file and annotate again."
-        )
+        advice = "Correct these lines, or rename the file and annotate again."
         raise complaint(file, problems + wrong, advice)
-    captions = {_name(folder, example): example.caption for example in examples if example.caption}
-    if lost := len(gone) + len(set(captions).difference(names)):
-        say(f"{lost} lines of the earlier {file.name} name no usable picture of this set; they stay in its .bak")
-    return {name: captions[name] for name in names if name in captions}
+    captions = {name_of(folder, example): example.caption for example in examples if example.caption}
+    if gone:
+        say(f"{len(gone)} lines of the earlier {file.name} name pictures that are gone; they stay in its .bak")
+    return captions
+
+
+def put_by(folder: Path, captions: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Keep captions of pictures that cannot be used now in dataset.json, from where they come back once they can.
+
+    Raises PicturesError for a dataset.json that cannot be read or written.
+    """
+    if not captions:
+        return
+    dataset = load_dataset(folder) if (folder / DATASET).is_file() else Dataset(folder)
+    for name, caption in captions.items():
+        dataset = add_image(dataset, name, caption)
+    OwnFile(folder / DATASET, say).write(dataset_text(dataset))
+    say(f"{len(captions)} captions of pictures that cannot be used now are put by in {DATASET}")
 
 
 def _captions_by_name(folder: Path, captions: Mapping[str | Path, str], names: set[str]) -> dict[str, str]:
@@ -336,34 +344,5 @@ def _captions_by_name(folder: Path, captions: Mapping[str | Path, str], names: s
 def save_dataset(dataset: Dataset, file: Path | None = None) -> Path:
     """Write dataset.json into the dataset's folder (or to `file` in it); other content is kept as `….bak`."""
     target = file or dataset.folder / DATASET
-    _write_keeping_earlier(target, dataset_text(dataset), _log.info)
+    OwnFile(target).write(dataset_text(dataset))
     return target
-
-
-def _write_keeping_earlier(file: Path, text: str, say: Callable[[str], None]) -> None:
-    """Write a text file whole or not at all; other content that was there is kept under the next free `.bak` name."""
-    try:
-        earlier = file.read_bytes() if file.exists() else None
-        if earlier == text.encode("utf-8"):
-            return
-        if earlier is not None:
-            backup = _backup_name(file, earlier)
-            if not backup.exists():
-                write_bytes(backup, earlier)
-            say(f"the earlier {file.name} is kept as {backup.name}")
-        write_text(file, text)
-    except (OSError, RunError) as error:
-        cause = error.__cause__ if isinstance(error, RunError) else error
-        reason = getattr(cause, "strerror", None) or error
-        advice = "Make its folder writable, or copy the pictures to a folder that is."
-        raise PicturesError(f"Cannot write {printable(file)} ({reason}). {advice}") from error
-
-
-def _backup_name(file: Path, content: bytes) -> Path:
-    """The first of name.bak, name.bak2, … that is free or holds the same content."""
-    number = 1
-    while True:
-        backup = file.with_name(f"{file.name}.bak{number if number > 1 else ''}")
-        if not backup.exists() or backup.read_bytes() == content:
-            return backup
-        number += 1

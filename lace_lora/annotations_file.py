@@ -1,0 +1,62 @@
+"""annotations.txt through one sitting, in which others may write it too: a text editor, a second notebook, a command.
+
+Only the lines that are changed here are changed there; all others stay as they stand on the disk at that moment.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lace_lora.annotations import ANNOTATIONS, complaint, parse
+from lace_lora.file_names import printable, relative_name
+from lace_lora.own_files import OwnFile
+
+_log = logging.getLogger(__name__)
+
+
+class AnnotationsFile:
+    """The captions of a folder of photographs by name, in a file there or elsewhere.
+
+    say  is told where earlier content is kept
+    """
+
+    def __init__(self, folder: Path, path: Path | None = None, say: Callable[[str], None] = _log.info) -> None:
+        self.folder = Path(folder).expanduser()
+        self.path = path or self.folder / ANNOTATIONS
+        self._file = OwnFile(self.path, say)
+
+    def captions(self) -> dict[str, str]:
+        """What stands there now, none where there is no such file; lines of pictures that are gone are read too.
+
+        Raises PicturesError for lines that cannot be read: whoever writes the file would lose them.
+        """
+        if not self.path.is_file():
+            return {}
+        rows, problems = parse(self.path)
+        found: dict[str, str] = {}
+        for number, path, caption in rows:
+            name = relative_name(self.folder, path)
+            if name is None:
+                problems.append(f"line {number} leads outside the folder: {printable(path)}")
+            elif name in found:
+                problems.append(f"line {number} names {printable(name)} again")
+            else:
+                found[name] = caption
+        if problems:
+            raise complaint(self.path, problems, "Correct or remove these lines first.")
+        return {name: caption for name, caption in found.items() if caption}
+
+    def change(self, captions: Mapping[str, str | None]) -> dict[str, str]:
+        """Write these captions over what stands there now, None taking a line away; returns what stands there then.
+
+        Raises PicturesError as `captions` does, or where the file cannot be written; nothing is written then.
+        """
+        now = self.captions()
+        for name, caption in captions.items():
+            if caption:
+                now[name] = caption
+            else:
+                now.pop(name, None)
+        if now or self.path.is_file():
+            self._file.write("".join(f"{name}\t{caption}\n" for name, caption in now.items()))
+        return now
