@@ -20,11 +20,14 @@ from lace_lora.errors import LaceError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from lace_lora.caption_lint import Finding
+    from lace_lora.check_report import CheckReport
     from lace_lora.config import Config
     from lace_lora.inference import Generation
 
 PICTURE_WIDTH_PX = 900  # of a picture shown in a cell; the file on the disk keeps its size
 JPEG_QUALITY = 80
+PROBLEMS_SHOWN = 5  # a row
 TICK, CROSS = "✓", "✗"
 
 
@@ -111,6 +114,17 @@ class Page:
         if refined:
             before, after = (_crispness(paths) for paths in zip(*refined, strict=True))
             print(f"crispness: {before:.3f} unrefined, {after:.3f} refined")
+
+    def problems(self, report: "CheckReport") -> None:
+        """Show the photographs of a check that are most worth a look, where there are any."""
+        if sheet := report.sheet(PROBLEMS_SHOWN):
+            self.picture(sheet, "worth a look")
+
+    def findings(self, found: "Sequence[Finding]") -> None:
+        """Print what is wrong with captions, a line each."""
+        from lace_lora import caption_lint
+
+        print("\n".join(caption_lint.describe(found)) or "nothing is wrong with the captions")
 
     def picture(self, picture: "Path | Image", about: str) -> None:
         """Show a picture or a file at a size that keeps the notebook small; what it is and its own size are text."""

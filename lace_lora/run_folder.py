@@ -91,6 +91,11 @@ class RunFolder:
         return self.root / "annotations.txt"
 
     @property
+    def check(self) -> Path:
+        """What the check of the photographs found: check.json and problems.png."""
+        return self.root / "check"
+
+    @property
     def checkpoints(self) -> Path:
         """Parent of the checkpoints."""
         return self.root / "checkpoints"

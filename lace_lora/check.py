@@ -1,0 +1,47 @@
+"""The check of a run's photographs as its settings ask for it, kept in the run's folder."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lace_lora import caption_files, data_utils, local_copies
+from lace_lora.check_report import CheckReport
+from lace_lora.config import Config
+from lace_lora.errors import LaceError
+from lace_lora.machine import drive_is_mounted
+from lace_lora.rules_of_thumb import ADVISED_SIDE_PX
+from lace_lora.run_folder import RunFolder
+from lace_lora.survey import Progress
+
+
+def run(settings: Config, progress: Progress | None = None, say: Callable[[str], None] = print) -> CheckReport:
+    """Look at every picture once, with its caption from wherever there is one; keep check.json and problems.png.
+
+    settings  of a plan: the resolution and the number of steps are known
+    progress  is told after each picture how many are done, and of how many
+    say       is told where the report is kept, or why it is not: it is shown all the same
+
+    Raises the errors of data_utils.check_images.
+    """
+    report = data_utils.check_images(
+        settings.images_dir, set(settings.image_types), int(settings.resolution), cache_dir=settings.cache_dir,
+        drive_mount_path=settings.drive_mount_path, steps=int(settings.max_train_steps), progress=progress,
+    )  # fmt: skip
+    captions = caption_files.read(report.folder, [record.path for record in report.records if record.is_usable])
+    told = [replace(record, caption=captions.texts.get(record.name, "")) for record in report.records]
+    report = replace(report, records=tuple(told), notes=(*report.notes, *captions.notes))
+    if int(settings.resolution) < ADVISED_SIDE_PX:
+        say(f"! judged at {settings.resolution} px, as the miniature learns; for SDXL check with resolution 1024")
+    try:
+        say(f"check     all of it in {report.write(folder_of(settings)).parent}")
+    except LaceError as error:
+        say(f"! the report of the check is not kept: {error}")
+    return report
+
+
+def folder_of(settings: Config) -> Path:
+    """The folder `check` of the run; below cache_dir while Drive is not mounted, whose place must stay empty."""
+    folder = RunFolder.of(settings).check
+    if local_copies.is_on_drive(folder, settings.drive_mount_path) and not drive_is_mounted(settings.drive_mount_path):
+        return Path(settings.cache_dir).expanduser() / "check" / settings.run_name
+    return folder
