@@ -47,6 +47,7 @@ SCHEMA_BOUNDS = {
 GROUPS = {
     "where": "Where things are",
     "pictures": "Pictures and words",
+    "captions": "Suggested captions",
     "model": "Base model",
     "adapter": "Size of the LoRA",
     "training": "Training",
@@ -82,6 +83,11 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     quarter_turns: bool = setting(False, "pictures", "also learn each picture turned by quarters; for all-over grounds without up and down")
     dataset_repeats: int = setting(1, "pictures", "how often each picture is used in one epoch", "times", ge=1, le=1000)
     validation_fraction: float = setting(0.1, "pictures", "share of pictures held out to tell when to stop; pictures of one piece stay together", ge=0, le=0.5)
+
+    captioner: Literal["none", "florence2", "blip2", "llava", "qwen3_vl", "http_chat", "http_plain"] = setting("none", "captions", "who suggests captions: nobody, a model on this machine, or a server (http_chat speaks OpenAI's protocol, http_plain takes the picture itself)")
+    caption_model: str | None = setting(None, "captions", "another model for the captioner: a folder, a Hugging Face name, or the name by which the server knows it")
+    caption_url: str | None = setting(None, "captions", "address of the caption server; empty means http://localhost:8000 for http_chat")
+    caption_prompt: str | None = setting(None, "captions", "another question to the captioner; for florence2 one of its caption tasks")
 
     pretrained_model: str = setting("stabilityai/stable-diffusion-xl-base-1.0", "model", "base model: a folder, or a Hugging Face name")
     refiner_model: str = setting("stabilityai/stable-diffusion-xl-refiner-1.0", "model", "refiner: a folder, or a Hugging Face name")
@@ -218,31 +224,6 @@ def found(drive_mount_path: str | None = None) -> list[Path]:
     return [path for path in places if path.is_file()][:1]
 
 
-def to_yaml(config: Config) -> str:
-    """The text of a complete config.yaml: every setting with its value, grouped, with unit and help as comments."""
-    return "\n".join(
-        _section(title, [_line(name, getattr(config, name)) for name, _ in fields_of(group)])
-        for group, title in GROUPS.items()
-    )
-
-
-def shipped_yaml() -> str:
-    """The text of the config.yaml that ships: the user's eleven keys written, every other one as a comment."""
-    head = (
-        "# Settings of Lace LoRA. The eleven keys below are all you need; take the # away from any other line to change it.\n"
-        "# auto means: chosen for your machine, with the reason printed. A number written here always wins.\n"
-        "# This file is generated from lace_lora/config.py (lace-lora settings --yaml).\n\n"
-    )
-    eleven = [_line(name, Config.model_fields[name].default) for name in USER_KEYS]
-    rest = [
-        _section(
-            title, [f"# {_line(name, field.default)}" for name, field in fields_of(group) if name not in USER_KEYS]
-        )
-        for group, title in GROUPS.items()
-    ]
-    return head + "\n".join(eleven) + "\n\n" + "\n".join(rest)
-
-
 def fields_of(group: str) -> list[tuple[str, FieldInfo]]:
     """The settings of one group, in the order in which they are declared."""
     return [(name, field) for name, field in Config.model_fields.items() if _extra(field)["group"] == group]
@@ -354,7 +335,12 @@ def _sentence(name: str, value: Any) -> str:
         kind = " (SDXL was trained on multiples of 64: 1024)" if name == "resolution" else ""
         return f"{name} is {shown} but must be a multiple of {step:g}; use {low} or {high}{kind}."
     allowed = bounds_text(field) or _kind_text(field)
-    return f"{name} is {shown} but must be {allowed}. {(field.description or '').split(';')[0].capitalize()}."
+    return f"{name} is {shown} but must be {allowed}. {_sentence_case(field.description or '')}."
+
+
+def _sentence_case(description: str) -> str:
+    first = description.split(";")[0]
+    return first[:1].upper() + first[1:]
 
 
 def _kind_text(field: FieldInfo) -> str:
@@ -386,25 +372,3 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     extra = field.json_schema_extra
     assert isinstance(extra, dict), "every setting is declared by setting()"
     return extra
-
-
-def scalar(value: Any) -> str:
-    """A value as YAML that every YAML reader reads back as the same kind (1.0e-05, not 1e-05)."""
-    if isinstance(value, float):
-        return repr(value) if "." in repr(value) else repr(value).replace("e", ".0e")
-    if value is None:
-        return ""
-    plain = list(value) if isinstance(value, tuple) else value
-    dumped = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000)
-    return str(dumped).removesuffix("\n").removesuffix("\n...")
-
-
-def _line(name: str, value: Any) -> str:
-    field = Config.model_fields[name]
-    note = "; ".join(part for part in (unit_of(field), bounds_text(field)) if part)
-    left = f"{name}: {scalar(value)}".rstrip(" ")
-    return f"{left:<52} # {field.description}{f' [{note}]' if note else ''}"
-
-
-def _section(title: str, lines: list[str]) -> str:
-    return "\n".join([f"# -- {title} --", *lines, ""])

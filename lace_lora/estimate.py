@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lace_lora import demo, presets
 from lace_lora.config import Config
-from lace_lora.data_utils import create_annotations, list_images
+from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.families import folders
 from lace_lora.machine import Machine
 
@@ -135,7 +135,7 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         drawn = write_lace_folder(Path(settings.images_dir))
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
-    return plan(settled, machine, len(list_images(settings.images_dir, set(settings.image_types))))
+    return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)))
 
 
 def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, options
+from lace_lora import __version__, config_text, options
 from lace_lora import config as declared
 from lace_lora.config import Config
 from lace_lora.errors import LaceError, NotebookError, SettingsError
@@ -107,25 +107,74 @@ def verb(
 
 @verb("check")
 def check(config: Config) -> None:
-    """Look at every picture and say what is wrong with it; nothing is changed."""
-    from lace_lora import data_utils
-
-    plan = _planned(config)
-    settled = plan.config
-    print(data_utils.check_images(settled.images_dir, set(settled.image_types), int(settled.resolution)))
-
-
-@verb("annotate", {"overwrite": "give every picture the instance prompt; the earlier annotations.txt is kept as .bak"})
-def annotate(config: Config, overwrite: bool) -> None:
-    """Write annotations.txt: a caption for every picture; captions that are there already stay."""
-    from lace_lora import data_utils
+    """Look at every picture and say what is wrong with it; the photographs and their folder stay as they are."""
+    from lace_lora import check as room
+    from lace_lora import counting
 
     settled = _planned(config).config
-    types = set(settled.image_types)
-    path = data_utils.create_annotations(
-        settled.images_dir, settled.instance_prompt, types, overwrite=overwrite, say=print
-    )
-    print(f"{len(data_utils.read_annotations(path))} captions in {path}")
+    tell: Callable[[int], None] | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal tell
+        tell = tell or counting.lines(lambda line: print(line, file=sys.stderr, flush=True), "pictures", total)
+        tell(1)
+
+    said: list[str] = []
+    report = room.run(settled, progress, said.append)
+    print(report)
+    captions = {record.name: record.caption for record in report.usable}
+    if any(captions.values()):
+        _lint(settled, captions)
+    print(*said, sep="\n")
+
+
+SWITCHES = {
+    "overwrite": "also for pictures that have a caption; the earlier annotations.txt is kept as .bak",
+    "mend": "also mend captions where that needs no judgement: concept token first, no tabs, no phrase in nearly all",
+}
+
+
+@verb("annotate", SWITCHES)
+def annotate(config: Config, overwrite: bool, mend: bool) -> None:
+    """Write annotations.txt: a caption for every picture, suggested where a captioner is set; others stay."""
+    from lace_lora import annotate as room
+    from lace_lora import machine
+
+    settled = _planned(config).config
+    here = machine.Machine.here(settled.drive_mount_path)
+    captioner = room.captioner_of(settled, here, _say)
+    path = room.run(settled, captioner=captioner, overwrite=overwrite, mend=mend, say=_say)
+    captions = room.learnt(settled)
+    _lint(settled, captions)
+    print(f"{len(captions)} captions in {path}")
+
+
+def _lint(config: Config, captions: Mapping[str, str]) -> None:
+    from lace_lora import annotate, caption_lint
+
+    for line in caption_lint.describe(annotate.lint(config, captions)):
+        print(f"! {line}")
+
+
+@app.command("export-captions")
+def export_captions(
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="where copies of the pictures go, with their captions")],
+    kind: Annotated[
+        str, typer.Option("--as", metavar="KIND", help="metadata.jsonl (Hugging Face), .txt or .caption (kohya)")
+    ] = "metadata.jsonl",
+    images_dir: Annotated[
+        str | None, typer.Option(help="folder with your photographs, else that of config.yaml")
+    ] = None,
+    config_files: Annotated[list[Path] | None, typer.Option("--config", metavar="FILE", help="settings file")] = None,
+) -> None:
+    """Copy the pictures that are learnt, with their captions as other tools read them, into a folder of its own."""
+    from lace_lora import annotate, caption_export
+
+    settings = declared.load(*(config_files or declared.found()), images_dir=images_dir)
+    settled = _planned(settings).config
+    names = annotate.planned(settled, _say)
+    written = caption_export.write(settled.images_dir, names, kind, to=to, say=_say)
+    print(f"{len(names)} pictures with captions: {written}")
 
 
 @verb("plan")
@@ -216,7 +265,7 @@ def settings(
     """Print every setting with its default, bounds and meaning."""
     if yaml and markdown:
         raise SettingsError("Choose one of --yaml and --markdown.")
-    print(options.table() if markdown else declared.shipped_yaml(), end="")
+    print(options.table() if markdown else config_text.shipped_yaml(), end="")
 
 
 def _open(config: Config) -> Config:

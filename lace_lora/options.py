@@ -10,6 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from lace_lora import config as declared
+from lace_lora import config_text
 
 
 def parameters(switches: Mapping[str, str] = MappingProxyType({})) -> list[inspect.Parameter]:
@@ -43,7 +44,7 @@ def table() -> str:
         lines += [f"### {title}", "", "| setting | default | unit, bounds | what it does |", "|---|---|---|---|"]
         for name, field in declared.fields_of(group):
             note = ", ".join(part for part in (declared.unit_of(field), declared.bounds_text(field)) if part)
-            default = f"`{declared.scalar(field.default)}`" if field.default not in (None, ()) else "empty"
+            default = f"`{config_text.scalar(field.default)}`" if field.default not in (None, ()) else "empty"
             lines.append(f"| `{name}` | {default} | {note} | {field.description} |")
         lines.append("")
     return "\n".join(lines)

@@ -35,7 +35,7 @@ def _photographs(settled: Settled) -> Row:
     if settled.preset == "demo" and not Path(config.images_dir).exists():
         return "photographs", f"drawn by program on first use, in {config.images_dir}", True, ""
     try:
-        count = len(data_utils.list_images(config.images_dir, set(config.image_types)))
+        count = data_utils.count_pictures(config.images_dir, set(config.image_types))
     except LaceError as error:
         return "photographs", config.images_dir, False, str(error)
     return "photographs", f"{count} in {config.images_dir}", True, ""

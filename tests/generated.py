@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from lace_lora import config, options, presets
+from lace_lora import config_text, options, presets
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lace_lora"
@@ -17,28 +17,41 @@ LEVELS = {
     "file_names": 0,
     "stopping": 0,
     "counting": 0,
+    "shapes": 0,
+    "rules_of_thumb": 0,
+    "quality": 0,
+    "even_light": 0,
     "demo": 0,
     "config": 1,
     "machine": 1,
     "checkpoint": 1,
     "image_files": 1,
-    "annotations": 1,
-    "check_report": 1,
     "registration": 1,
+    "config_text": 2,
+    "captioner_http": 2,
     "run_folder": 2,
     "presets": 2,
-    "data_utils": 2,
     "lock": 2,
     "near_duplicates": 2,
+    "own_files": 2,
+    "swatch": 2,
+    "pictures": 2,
     "families": 3,
     "schedule": 3,
     "copying": 3,
     "contents": 3,
+    "annotations": 3,
+    "annotations_file": 4,
+    "survey": 3,
+    "check_sheet": 3,
+    "captioners": 4,
+    "listing": 4,
+    "local_copies": 4,
+    "check_report": 4,
     "tensor_files": 4,
     "mirror": 4,
     "lean": 4,
     "cuts": 4,
-    "estimate": 4,
     "lora": 4,
     "tokens": 4,
     "optimizers": 4,
@@ -46,27 +59,35 @@ LEVELS = {
     "processes": 4,
     "journal": 4,
     "launch": 4,
-    "pictures": 4,
     "curves": 4,
     "trackers": 4,
     "queries": 4,
     "sampling": 4,
+    "data_utils": 5,
+    "suggest": 5,
+    "caption_lint": 5,
     "cache_file": 5,
     "adapter": 5,
     "quantize": 5,
     "sheet": 5,
     "film_strip": 5,
+    "caption_files": 6,
+    "caption_export": 7,
+    "estimate": 6,
     "cache": 6,
     "parts": 6,
     "stages": 6,
     "evaluate": 6,
-    "examples": 7,
+    "annotate": 7,
+    "check": 7,
     "class_pictures": 7,
     "losses": 7,
     "inference": 7,
     "report": 7,
     "banner": 7,
     "install": 7,
+    "album": 8,
+    "examples": 8,
     "steps": 8,
     "validation": 8,
     "samples": 8,
@@ -79,9 +100,11 @@ LEVELS = {
     "preflight": 11,
     "options": 11,
     "notebook": 11,
+    "swatch_form": 12,
+    "gallery": 13,
     "forms": 12,
     "progress": 12,
-    "main": 12,
+    "main": 13,
 }
 
 
@@ -166,7 +189,7 @@ def block_in(path: str, block: str) -> str:
 
 def write() -> None:
     """Write config.yaml and every generated block."""
-    (ROOT / "config.yaml").write_text(config.shipped_yaml(), encoding="utf-8")
+    (ROOT / "config.yaml").write_text(config_text.shipped_yaml(), encoding="utf-8")
     for name, make in BLOCKS.items():
         path, block = name.split(":")
         text = (ROOT / path).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lace_lora import config
+from lace_lora import config, config_text
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
 
@@ -169,19 +169,19 @@ def test_the_word_no_survives_yaml(tmp_path):
 )
 def test_what_is_saved_loads_equal(tmp_path_factory, rate, prompt, prompts):
     settings = config.load(learning_rate=rate, instance_prompt=prompt, prompts=prompts, rank=4, alpha=None)
-    path = file(tmp_path_factory.mktemp("saved"), config.to_yaml(settings))
+    path = file(tmp_path_factory.mktemp("saved"), config_text.to_yaml(settings))
     assert config.load(path) == settings
 
 
 def test_the_shipped_file_holds_the_eleven_keys_and_every_other_setting_as_a_comment():
-    text = config.shipped_yaml()
+    text = config_text.shipped_yaml()
     assert tuple(yaml.safe_load(text)) == config.USER_KEYS
     for name in set(Config.model_fields) - set(config.USER_KEYS):
         assert f"\n# {name}:" in text
 
 
 def test_taking_away_the_comment_sign_gives_the_default_back(tmp_path):
-    lines = [line.removeprefix("# ") for line in config.shipped_yaml().splitlines()]
+    lines = [line.removeprefix("# ") for line in config_text.shipped_yaml().splitlines()]
     names = tuple(f"{name}:" for name in Config.model_fields)
     text = "\n".join(line for line in lines if line.startswith(names))
     assert config.load(file(tmp_path, text)) == Config()

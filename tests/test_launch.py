@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lace_lora import checkpoint, config, launch, main, train
+from lace_lora import checkpoint, config, config_text, launch, main, train
 from lace_lora.config import Config
 from lace_lora.errors import MachineError, RunError
 from lace_lora.machine import Machine
@@ -121,7 +121,7 @@ def test_a_launched_run_that_is_stopped_goes_on_in_one_process(settings: Config,
     update = {"gradient_accumulation_steps": 2, "max_train_steps": 200, "run_name": "broken", "checkpoint_every": 1000}
     asked = settings.model_copy(update=update)
     file = tmp_path / "config.yaml"
-    file.write_text(config.to_yaml(asked.model_copy(update={"num_processes": 2})))
+    file.write_text(config_text.to_yaml(asked.model_copy(update={"num_processes": 2})))
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     line += ["-m", "lace_lora.main", "train", "--config", str(file)]
     worker = subprocess.Popen(line, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
@@ -149,7 +149,7 @@ def test_a_stop_is_handed_on_to_the_processes_that_were_launched(
     update = {"gradient_accumulation_steps": 2, "max_train_steps": 2000, "checkpoint_every": 1000, "num_processes": 2}
     asked = settings.model_copy(update=update)
     file = tmp_path / "config.yaml"
-    file.write_text(config.to_yaml(asked))
+    file.write_text(config_text.to_yaml(asked))
     code = (
         "from lace_lora import config, train; import sys; "
         "made = train.run(config.load(sys.argv[1])); print('made', made.facts.step, made.is_complete)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import __version__, config, main, options
+from lace_lora import __version__, config, config_text, main, options
 from lace_lora.config import Config
 from lace_lora.errors import MachineError
 from tests.generated import ROOT
@@ -278,7 +278,7 @@ def test_the_demo_is_announced_in_a_frame_where_there_is_no_gpu(capsys, monkeypa
 
 def test_settings_and_presets_are_printed(capsys):
     assert main.run(["settings"]) == 0
-    assert capsys.readouterr().out == config.shipped_yaml()
+    assert capsys.readouterr().out == config_text.shipped_yaml()
     assert main.run(["settings", "--markdown"]) == 0
     assert capsys.readouterr().out == options.table()
     assert main.run(["presets"]) == 0
