@@ -138,8 +138,11 @@ class Album:
         return f"{len(used)} of {len(self.cards)} pictures are learnt, {told} of them with a caption of their own"
 
     def lint(self) -> tuple[Finding, ...]:
-        """What is wrong with the captions of the pictures that are learnt."""
-        return annotate.lint(self.settings, {one.name: self._line(one) for one in self.cards.values() if one.is_used})
+        """What is wrong with the captions of the pictures that are learnt, as they stand in annotations.txt."""
+        self.save()
+        lines = self._captions.lines()
+        told = {one.name: lines.get(one.name) or self._line(one) for one in self.cards.values() if one.is_used}
+        return annotate.lint(self.settings, told)
 
     # -- changing --
 
@@ -159,11 +162,11 @@ class Album:
         card = self.cards[name]
         if is_used and card.verdict == "unusable":
             raise PicturesError(f"{printable(name)} cannot be used: {card.problems[0]}.")
-        self._decide(replace(card, is_used=is_used))
+        self._decide(name, use=is_used)
 
     def prepare(self, name: str, done: Swatch) -> None:
         """Keep what is done to a picture on opening it; Swatch() takes it back."""
-        self._decide(replace(self.cards[name], swatch=done if done != Swatch() else None))
+        self._decide(name, done=done)
 
     def replace_all(self, find: str, by: str) -> int:
         """Replace a text in all captions, as it is written; returns in how many. `undo` takes it back.
@@ -177,7 +180,8 @@ class Album:
         """Mend what a finding of `lint` can mend, in the captions that it names; returns how many changed."""
         if finding.mend is None:
             return 0
-        lines = {name: self._line(self.cards[name]) for name in finding.names}
+        stands = self._captions.lines()
+        lines = {name: stands.get(name) or self._line(self.cards[name]) for name in finding.names}
         return self._change({name: mended for name, text in lines.items() if (mended := finding.mend(text)) != text})
 
     def undo(self) -> int:
@@ -205,9 +209,13 @@ class Album:
         """
         asked = [name for name in names if self.cards[name].is_used]
         before = {name: self.cards[name].caption for name in asked}
+        last = dict(before)  # of each card, as these suggestions left it; another text was typed meanwhile and stays
 
         def save(told: Mapping[str, str]) -> None:
-            self._tell({name: told.get(name, "") for name in asked})
+            new = {name: self._own(told.get(name, "")) for name in asked}
+            new = {name: text for name, text in new.items() if text != last[name] == self.cards[name].caption}
+            last.update(new)
+            self._tell(new)
 
         try:
             found = suggest.captions(
@@ -217,7 +225,7 @@ class Album:
                 instance_prompt=self.settings.instance_prompt, overwrite=overwrite, stop=stop, say=say,
             )  # fmt: skip
         finally:
-            self._remember(before)
+            self._remember({name: text for name, text in before.items() if self.cards[name].caption == last[name]})
         self.save()
         return found
 
@@ -258,22 +266,23 @@ class Album:
 
     def _tell(self, captions: Mapping[str, str]) -> None:
         """Give these cards their captions, and write those that changed."""
-        changed = {name: self._own(text) for name, text in captions.items()}
-        changed = {name: text for name, text in changed.items() if text != self.cards[name].caption}
-        for name, text in changed.items():
-            self.cards[name] = replace(self.cards[name], caption=text)
-        if changed:
-            self._captions.change(self._without | {name: self._line(self.cards[name]) for name in changed})
+        for name, text in captions.items():
+            self.cards[name] = replace(self.cards[name], caption=self._own(text))
+        if captions:
+            self._captions.change(self._without | {name: self._line(self.cards[name]) for name in captions})
             self._without = {}
 
     def _dataset(self) -> Dataset:
         """dataset.json as it stands now."""
         return load_dataset(self._folder) if self._decisions.path.is_file() else Dataset(self._folder)
 
-    def _decide(self, card: Card) -> None:
-        dataset = add_image(self._dataset(), card.path, use=card.is_used, swatch=card.swatch or Swatch())
+    def _decide(self, name: str, *, use: bool | None = None, done: Swatch | None = None) -> None:
+        """Keep one decision; what others decided of the same picture meanwhile stays, and is taken over."""
+        card = self.cards[name]
+        dataset = add_image(self._dataset(), card.path, use=use, swatch=done)
         self._decisions.write(dataset_text(dataset))
-        self.cards[card.name] = card
+        said = next(one for one in dataset.examples if name_of(self._folder, one) == name)
+        self.cards[name] = replace(card, is_used=said.use and card.verdict != "unusable", swatch=said.swatch)
 
 
 class _Keeper:
@@ -302,6 +311,10 @@ class _Keeper:
             if self._failure:
                 failure, self._failure = self._failure, ""
                 raise PicturesError(failure)
+
+    def lines(self) -> dict[str, str]:
+        """What stands in the file now. Raises PicturesError for lines that cannot be read."""
+        return self._file.captions()
 
     def write(self) -> None:
         """Write what waits; what cannot be written now waits for the next time."""

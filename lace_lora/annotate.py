@@ -114,9 +114,12 @@ def captions_of(settings: Config, report: CheckReport, say: Say) -> dict[str, st
         for note in found.notes:
             say(f"! {note}")
     texts = {name: text for name, text in found.texts.items() if text}
+    bare = settings.instance_prompt.strip()
     # Written while the folder could only be read: they count before its own then, and fill gaps when it can be written.
     elsewhere = suggest.written(report.folder, _elsewhere(settings))
-    return texts | elsewhere if file_of(settings) == _elsewhere(settings) else elsewhere | texts
+    first, second = (elsewhere, texts) if file_of(settings) == _elsewhere(settings) else (texts, elsewhere)
+    own = {name: text for name, text in first.items() if text != bare}
+    return first | second | own
 
 
 def learnt(settings: Config) -> dict[str, str]:

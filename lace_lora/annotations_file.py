@@ -4,14 +4,17 @@ Only the lines that are changed here are changed there; all others stay as they 
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lace_lora.annotations import ANNOTATIONS, complaint, parse
+from lace_lora.checkpoint import write_text
 from lace_lora.file_names import printable, relative_name
-from lace_lora.own_files import OwnFile
+from lace_lora.own_files import OwnFile, backup_name, writable
 
 _log = logging.getLogger(__name__)
+_ONE_WRITER = threading.RLock()  # a gallery's timer and a cell run in one program
 
 
 class AnnotationsFile:
@@ -24,6 +27,8 @@ class AnnotationsFile:
         self.folder = Path(folder).expanduser()
         self.path = path or self.folder / ANNOTATIONS
         self._file = OwnFile(self.path, say)
+        self._say = say
+        self._own: dict[str, str] = {}  # what was written here, as it was written last
 
     def captions(self) -> dict[str, str]:
         """What stands there now, none where there is no such file; lines of pictures that are gone are read too.
@@ -51,12 +56,30 @@ class AnnotationsFile:
 
         Raises PicturesError as `captions` does, or where the file cannot be written; nothing is written then.
         """
-        now = self.captions()
-        for name, caption in captions.items():
-            if caption:
-                now[name] = caption
-            else:
-                now.pop(name, None)
-        if now or self.path.is_file():
-            self._file.write("".join(f"{name}\t{caption}\n" for name, caption in now.items()))
-        return now
+        with _ONE_WRITER:
+            now = self.captions()
+            lost = {name: text for name, text in self._own.items() if now.get(name) != text and name not in captions}
+            self._keep(lost)
+            for name, caption in captions.items():
+                if caption:
+                    now[name] = self._own[name] = caption
+                else:
+                    now.pop(name, None)
+                    self._own.pop(name, None)
+            if now or self.path.is_file():
+                self._file.write(_text(now))
+            return now
+
+    def _keep(self, lost: Mapping[str, str]) -> None:
+        """Captions that were written here and that somebody else has written over since, beside the file."""
+        if lost:
+            kept = backup_name(self.path, _text(lost).encode())
+            with writable(kept):
+                write_text(kept, _text(lost))
+            self._say(f"{len(lost)} captions of this sitting were changed elsewhere; they are kept as {kept.name}")
+            for name in lost:
+                del self._own[name]
+
+
+def _text(captions: Mapping[str, str]) -> str:
+    return "".join(f"{name}\t{caption}\n" for name, caption in captions.items())

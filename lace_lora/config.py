@@ -154,6 +154,14 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     def _with_dots(cls, types: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f".{kind.strip().lstrip('.')}".casefold() for kind in types)
 
+    @field_validator("caption_url")
+    @classmethod
+    def _without_secrets(cls, url: str | None) -> str | None:
+        """It is kept in the run's config.yaml; a key in it would be too."""
+        if url and any(sign in url for sign in "@?#"):
+            raise ValueError("an address without user name, question mark or #")
+        return url
+
     @field_validator("prompts")
     @classmethod
     def _no_empty_lines(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
@@ -325,6 +333,11 @@ def _converted(name: str, value: Any) -> Any:
 def _sentence(name: str, value: Any) -> str:
     """What is wrong with a value, its bounds, and the nearest value that would do."""
     field = Config.model_fields[name]
+    if name == "caption_url":  # what is wrong with it may be a key, which must not be shown
+        return (
+            "caption_url must be an address without user name, question mark or #; a key belongs into the environment "
+            "variable LACE_CAPTION_KEY, or into Colab's secrets under that name."
+        )
     bounds, unit = bounds_of(field), unit_of(field)
     number = _as_number(value)
     shown = f"{value} {unit}".strip() if number is not None else repr(value)

@@ -137,7 +137,7 @@ class Gallery:
         self.replace, self.undo = _button("replace all"), _button("undo")
         self.suggest, self.overwrite = _button("suggest captions"), ipywidgets.Checkbox(indent=False)
         self.overwrite.description = "also for pictures that have one"
-        self.lint = _button("look over the captions")
+        self.lint, self.every = _button("look over the captions"), _button("show all")
         self.said, self.findings = ipywidgets.HTML(), ipywidgets.VBox()
         self.tiles = [Tile(album) for _ in range(PAGE)]
         self.preparing = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%"))
@@ -147,7 +147,7 @@ class Gallery:
         if captioner is None:
             self.suggest.tooltip = "choose a captioner in the form above, and run this cell again"
         rows = [
-            [self.view, self.back, self.next, self.where],
+            [self.view, self.back, self.next, self.every, self.where],
             [self.find, self.by, self.replace, self.undo],
             [self.suggest, self.overwrite, self.lint, self.counts],
         ]
@@ -159,7 +159,20 @@ class Gallery:
             self.cards,
             ipywidgets.HBox(self.again),
         ])  # fmt: skip
-        names = ("view", "back", "next", "where", "find", "by", "replace", "undo", "suggest", "overwrite", "lint")
+        names = (
+            "view",
+            "back",
+            "next",
+            "where",
+            "find",
+            "by",
+            "replace",
+            "undo",
+            "suggest",
+            "overwrite",
+            "lint",
+            "every",
+        )
         for name in (*names, "counts", "said", "findings", "widget"):
             getattr(self, name).add_class(f"lace-gallery-{name}")
         self.view.observe(lambda _: self._choose(), names="value")
@@ -169,6 +182,7 @@ class Gallery:
         self._on_click(self.undo, self._undo)
         self._on_click(self.suggest, self._suggest)
         self._on_click(self.lint, self._lint)
+        self._on_click(self.every, self._show_all)
         self._choose()
 
     def fields(self, name: str) -> Fields:
@@ -250,7 +264,7 @@ class Gallery:
 
     def _undo(self) -> None:
         count = self._album.undo()
-        self._refill(f"{count} captions are as they were before" if count else "there is nothing to take back")
+        self._refill(f"{count} captions are as they were before" if count else "nothing was taken back")
 
     def _suggest(self) -> None:
         if self._captioner is None:
@@ -296,6 +310,10 @@ class Gallery:
 
         self._on_click(button, mend)
         return ipywidgets.HBox([button, look, words], layout=ipywidgets.Layout(align_items="center"))
+
+    def _show_all(self) -> None:
+        self.view.value = "all"
+        self._choose()
 
     def _look_at(self, names: list[str]) -> None:
         self._shown = names

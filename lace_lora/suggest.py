@@ -323,13 +323,12 @@ def saver(
     What stood there before is kept as `….bak`. It raises PicturesError when the folder cannot be written.
     """
     annotations = AnnotationsFile(Path(folder), file, say)
-    before: dict[str, str] | None = None
+    before: dict[str, str] = annotations.captions()
 
     def save(captions: Mapping[str, str]) -> None:
         nonlocal before
-        known = annotations.captions() if before is None else before
-        changed: dict[str, str | None] = {name: text for name, text in captions.items() if known.get(name) != text}
-        changed |= dict.fromkeys(known.keys() - captions.keys())
+        changed: dict[str, str | None] = {name: text for name, text in captions.items() if before.get(name) != text}
+        changed |= dict.fromkeys(before.keys() - captions.keys())
         annotations.change(changed)
         before = dict(captions)
 

@@ -112,6 +112,7 @@ def test_a_folder_that_is_read_only_keeps_its_captions_elsewhere_and_gives_them_
         assert all("lace (" in text for text in told.values()) and not (folder / "annotations.txt").exists()
         another = settled.model_copy(update={"run_name": "another"})
         assert {one.caption for one in examples.read(another, lambda _: None)} == set(told.values())
+    (folder / "annotations.txt").write_text(f"lace_0.jpg\t{PROMPT}\n")  # bare prompts of before hide nothing
     annotate.run(settled, say=lambda _: None)
     assert captions(settled) == told and (folder / "annotations.txt").is_file()
     (folder / "annotations.txt").write_text("lace_0.jpg\tby hand\n")
@@ -211,3 +212,13 @@ def test_an_export_writes_nothing_among_the_photographs_and_goes_into_no_earlier
     assert sorted(file.name for file in folder.iterdir()) == before
     data_utils.save_dataset(data_utils.add_image(Dataset(folder), "lace_4.jpg", use=False))
     assert main.run(line) == 1 and "1 pictures that are not part of this export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:geheim@host", "https://host?geheim", "host/x?key=geheim", "http://host#geheim"]
+)
+def test_an_address_with_a_key_is_refused_before_it_is_kept_or_shown(url):
+    """C4: the run's config.yaml holds every setting."""
+    with pytest.raises(SettingsError, match="LACE_CAPTION_KEY") as caught:
+        config.load(caption_url=url)
+    assert "geheim" not in str(caught.value)

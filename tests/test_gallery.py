@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,18 @@ import pytest
 from PIL import Image
 
 from lace_lora import album as room
-from lace_lora import annotate, check, checkpoint, config, data_utils, gallery, local_copies, notebook, swatch
+from lace_lora import (
+    annotate,
+    check,
+    checkpoint,
+    config,
+    data_utils,
+    gallery,
+    local_copies,
+    notebook,
+    own_files,
+    swatch,
+)
 from lace_lora.album import Album
 from lace_lora.errors import PicturesError
 from lace_lora.gallery import PAGE, Gallery
@@ -618,3 +630,81 @@ def test_pieces_begin_their_own_rows_and_the_form_opens_below_its_card(settled):
     form.view.value = "same piece"
     breaks = [one for one in form.cards.children if one.layout.width == "100%"]
     assert len(breaks) == len({card.group for card in form._album.view("same piece")}) - 1 > 0
+
+
+def test_what_is_typed_while_captions_are_suggested_wins(settled):
+    """C4, L11: a message that came through although the boxes are locked; undo leaves it, too."""
+    photographs = opened(settled)
+    photographs.write_caption("lace_1.jpg", "old words")
+    told = []
+
+    def captioner(picture):
+        if not told:
+            photographs.write_caption("lace_1.jpg", "typed meanwhile")
+        told.append(picture)
+        return f"piece {len(told)} of {'fern star leaf rose fan heart'.split()[len(told) - 1]}"
+
+    names = [f"lace_{n}.jpg" for n in range(6)]
+    photographs.suggest(captioner, names, overwrite=True, say=lambda _: None)
+    assert lines(settled)["lace_1.jpg"] == line("typed meanwhile")
+    assert lines(settled)["lace_2.jpg"] == line("piece 3 of leaf")
+    photographs.undo()
+    assert lines(settled)["lace_1.jpg"] == line("typed meanwhile") and lines(settled)["lace_2.jpg"] == PROMPT
+
+
+def test_an_editor_that_saves_an_old_buffer_loses_nothing_for_good(settled):
+    """L11: what the gallery wrote and the editor wrote over lies beside the file, and that is said."""
+    file, said = Path(settled.images_dir) / "annotations.txt", []
+    annotate.run(settled, say=lambda _: None)
+    buffer = file.read_text()
+    photographs = Album(check.run(settled, say=lambda _: None), settled, said.append)
+    photographs.write_caption("lace_0.jpg", "typed in the gallery")
+    file.write_text(buffer.replace(f"lace_2.jpg\t{PROMPT}", f"lace_2.jpg\t{PROMPT} by hand"))
+    photographs.write_caption("lace_1.jpg", "later")
+    assert lines(settled)["lace_2.jpg"] == f"{PROMPT} by hand" and lines(settled)["lace_1.jpg"] == line("later")
+    kept = [kept.read_text() for kept in file.parent.glob("annotations.txt.bak*")]
+    assert any("typed in the gallery" in text for text in kept)
+    assert any("1 captions of this sitting were changed elsewhere" in text for text in said)
+
+
+def test_decisions_of_two_galleries_on_one_picture_are_both_kept(settled):
+    """C6."""
+    one, other, cut = opened(settled), opened(settled), Swatch(crop=(0, 0, 0.5, 1))
+    one.prepare("lace_0.jpg", cut)
+    other.use("lace_0.jpg", False)
+    other.prepare("lace_1.jpg", cut)
+    one.use("lace_1.jpg", False)
+    found = opened(settled).cards
+    assert all(found[name].swatch == cut and not found[name].is_used for name in ("lace_0.jpg", "lace_1.jpg"))
+
+
+def test_two_writers_in_one_program_at_one_moment_both_stay(settled, monkeypatch):
+    """L11: the gallery's timer and a cell, on a Drive that takes its time."""
+    annotate.run(settled, say=lambda _: None)
+    one, other = opened(settled), opened(settled)
+    real = own_files.write_bytes
+    monkeypatch.setattr(own_files, "write_bytes", lambda path, data: (time.sleep(0.1), real(path, data)))
+    threads = [
+        threading.Thread(target=album.write_caption, args=(name, "words"))
+        for album, name in ((one, "lace_0.jpg"), (other, "lace_1.jpg"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lines(settled)["lace_0.jpg"] == lines(settled)["lace_1.jpg"] == line("words")
+
+
+def test_captions_in_the_file_that_lack_the_token_are_found_and_mended(settled):
+    """C11: as they stand, not as the gallery would write them; training refuses them."""
+    folder = Path(settled.images_dir)
+    for number in range(3):
+        (folder / f"lace_{number}.txt").write_text(f"white doily {number}")
+    annotate.run(settled, say=lambda _: None)
+    form = Gallery(opened(settled))
+    form.lint.click()
+    row = next(row for row in form.findings.children if "is missing" in str([c.value for c in found_html_of(row)]))
+    row.children[0].click()
+    assert all("<myspecialstyle>" in text for text in lines(settled).values())
+    form.every.click()
+    assert f"({len(form._album.cards)} pictures)" in form.where.value
