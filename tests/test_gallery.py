@@ -296,7 +296,7 @@ def test_a_switch_leaves_a_picture_out_and_the_views_follow(settled):
 
 
 def test_html_in_names_captions_and_messages_is_shown_as_text(settled):
-    """Issue's own words: HTML in a caption or file name shows as text in the gallery (L2)."""
+    """HTML in a caption or file name shows as text in the gallery (L2)."""
     form = Gallery(opened(settled))
     name = next(name for name in form._album.cards if name.startswith("<img"))
     tile_of(form, name).caption.value = MARKUP

@@ -1,4 +1,4 @@
-"""The form that prepares one photograph: what its widgets say is the swatch, and nothing else (issue 4 point 8)."""
+"""The form that prepares one photograph: what its widgets say is the swatch, and nothing else (P4)."""
 
 import dataclasses
 import io
