@@ -19,7 +19,7 @@ from time import monotonic
 from PIL import Image
 
 from lace_lora import annotate, checkpoint, local_copies, stopping, suggest, survey, swatch
-from lace_lora.annotations import DATASET, Dataset, add_image, caption_fault, dataset_text, load_dataset, name_of
+from lace_lora.annotations import DATASET, add_image, caption_fault, dataset_of, dataset_text, name_of
 from lace_lora.annotations_file import AnnotationsFile
 from lace_lora.caption_lint import Finding
 from lace_lora.captioners import Captioner
@@ -77,7 +77,7 @@ class Album:
         self._without = {one.name: settings.instance_prompt for one in report.usable if one.name not in lines}
         self._captions = _Keeper(annotations, SECONDS_BETWEEN_WRITES_ON_DRIVE if self._is_on_drive else 0.0)
         self._decisions = OwnFile(report.folder / DATASET, say)
-        known = {name_of(report.folder, one): one for one in self._dataset().examples}
+        known = {name_of(report.folder, one): one for one in dataset_of(self._folder).examples}
         captions = annotate.captions_of(settings, report, say)
         self._without |= {name: captions[name] for name in self._without.keys() & captions.keys()}
         groups = {name: number for number, group in enumerate(report.groups, 1) for name in group}
@@ -272,14 +272,10 @@ class Album:
             self._captions.change(self._without | {name: self._line(self.cards[name]) for name in captions})
             self._without = {}
 
-    def _dataset(self) -> Dataset:
-        """dataset.json as it stands now."""
-        return load_dataset(self._folder) if self._decisions.path.is_file() else Dataset(self._folder)
-
     def _decide(self, name: str, *, use: bool | None = None, done: Swatch | None = None) -> None:
         """Keep one decision; what others decided of the same picture meanwhile stays, and is taken over."""
         card = self.cards[name]
-        dataset = add_image(self._dataset(), card.path, use=use, swatch=done)
+        dataset = add_image(dataset_of(self._folder), card.path, use=use, swatch=done)
         self._decisions.write(dataset_text(dataset))
         said = next(one for one in dataset.examples if name_of(self._folder, one) == name)
         self.cards[name] = replace(card, is_used=said.use and card.verdict != "unusable", swatch=said.swatch)

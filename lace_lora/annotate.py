@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lace_lora import caption_files, caption_lint, captioners, data_utils, stopping, suggest
-from lace_lora.annotations import ANNOTATIONS, DATASET, name_of
+from lace_lora.annotations import ANNOTATIONS, dataset_of, name_of
 from lace_lora.captioners import Captioner
 from lace_lora.check_report import CheckReport
 from lace_lora.config import Config
@@ -45,17 +45,13 @@ def run(
     annotations.txt has none. Raises SettingsError for a prompt without the concept token, and the errors of
     data_utils.create_annotations and suggest.captions.
     """
-    if settings.concept_token.casefold() not in settings.instance_prompt.casefold():
-        raise SettingsError(
-            f"instance_prompt {settings.instance_prompt!r} does not hold the concept token {settings.concept_token}. "
-            f"Write for example: a photo of {settings.concept_token}"
-        )
+    check_words(settings)
     folder, file = Path(settings.images_dir).expanduser(), file_of(settings)
     report = report or data_utils.check_images(folder, set(settings.image_types), compare=False)
     replaces_all = overwrite and captioner is None
     told = {} if replaces_all else captions_of(settings, report, say)
     data_utils.create_annotations(
-        folder, settings.instance_prompt, set(settings.image_types), dict(told.items()), overwrite=replaces_all,
+        folder, settings.instance_prompt, set(settings.image_types), told, overwrite=replaces_all,
         file=file, checked=report, say=say,
     )  # fmt: skip
     if captioner is not None:
@@ -65,12 +61,21 @@ def run(
     return file
 
 
+def check_words(settings: Config) -> None:
+    """Raises SettingsError where the instance prompt lacks the concept token: all its pictures would lack it too."""
+    if settings.concept_token.casefold() not in settings.instance_prompt.casefold():
+        raise SettingsError(
+            f"instance_prompt {settings.instance_prompt!r} does not hold the concept token {settings.concept_token}. "
+            f"Write for example: a photo of {settings.concept_token}"
+        )
+
+
 def _suggested(
     settings: Config, report: CheckReport, file: Path, captioner: Captioner, overwrite: bool,
     stop: stopping.Stop | None, say: Say,
 ) -> None:  # fmt: skip
     folder = report.folder
-    dataset = data_utils.load_dataset(folder) if (folder / DATASET).is_file() else data_utils.Dataset(folder)
+    dataset = dataset_of(folder)
     left_out = {name_of(folder, one) for one in dataset.examples if not one.use}
     swatches = {name_of(folder, one): one.swatch for one in dataset.examples if one.swatch}
     names = [one.name for one in report.usable if one.name not in left_out]

@@ -247,6 +247,11 @@ def load_dataset(source: str | Path) -> Dataset:
     return Dataset(file.parent, tuple(found), tuple(kept))
 
 
+def dataset_of(folder: Path) -> Dataset:
+    """The dataset of a folder as it stands now, an empty one where it has none. Raises as load_dataset does."""
+    return load_dataset(folder) if (folder / DATASET).is_file() else Dataset(folder)
+
+
 def _parsed(file: Path) -> tuple[dict[str, Any], list[Row]]:
     """What stands in a dataset.json, with number, path and caption of each of its images."""
     try:

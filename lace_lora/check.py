@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lace_lora import caption_files, data_utils, local_copies
+from lace_lora import annotate, data_utils, local_copies
 from lace_lora.check_report import CheckReport
 from lace_lora.config import Config
 from lace_lora.errors import LaceError
@@ -27,9 +27,13 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
         settings.images_dir, set(settings.image_types), int(settings.resolution), cache_dir=settings.cache_dir,
         drive_mount_path=settings.drive_mount_path, steps=int(settings.max_train_steps), progress=progress,
     )  # fmt: skip
-    captions = caption_files.read(report.folder, [record.path for record in report.records if record.is_usable])
-    told = [replace(record, caption=captions.texts.get(record.name, "")) for record in report.records]
-    report = replace(report, records=tuple(told), notes=(*report.notes, *captions.notes))
+    notes: list[str] = []
+    try:
+        captions = annotate.captions_of(settings, report, lambda note: notes.append(note.removeprefix("! ")))
+    except LaceError as error:  # a list of captions that cannot be read; annotating asks for it to be corrected
+        captions, notes = {}, [str(error)]
+    told = [replace(record, caption=captions.get(record.name, "")) for record in report.records]
+    report = replace(report, records=tuple(told), notes=(*report.notes, *notes))
     if int(settings.resolution) < ADVISED_SIDE_PX:
         say(f"! judged at {settings.resolution} px, as the miniature learns; for SDXL check with resolution 1024")
     try:

@@ -21,6 +21,7 @@ from lace_lora.annotations import (
     add_image,
     caption_fault,
     complaint,
+    dataset_of,
     dataset_text,
     load_dataset,
     name_of,
@@ -55,6 +56,8 @@ __all__ = [
 
 SDXL_SIDE_PX = 1024  # at which sharpness is judged where no resolution is given
 DRIVE = "/content/drive"  # where Colab mounts it unless told otherwise
+
+Captions = Mapping[str, str] | Mapping[Path, str] | Mapping[str | Path, str]  # by name, by path, or both
 
 _log = logging.getLogger(__name__)
 
@@ -195,7 +198,7 @@ def _captioned(record: ImageRecord, captions: dict[str, str] | None) -> ImageRec
 def _as_decided(folder: Path, records: list[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:
     """The records with what dataset.json says of them, and what is wrong with that file."""
     try:
-        dataset = load_dataset(folder) if (folder / DATASET).is_file() else Dataset(folder)
+        dataset = dataset_of(folder)
     except PicturesError as error:
         return records, [str(error)]
     known = {name_of(folder, one): one for one in dataset.examples}
@@ -235,7 +238,7 @@ def count_pictures(image_dir: str | Path, extensions: Collection[str] = {".jpg"}
     folder = folder_of(image_dir)
     names = {composed(path.relative_to(folder).as_posix()) for path in list_images(folder, extensions)}
     try:
-        dataset = load_dataset(folder) if (folder / DATASET).is_file() else Dataset(folder)
+        dataset = dataset_of(folder)
     except PicturesError:  # training says what is wrong with it
         dataset = Dataset(folder)
     return len(names - {name_of(folder, one) for one in dataset.examples if not one.use})
@@ -248,7 +251,7 @@ def create_annotations(
     image_dir: str | Path,
     prompt: str,
     extensions: Collection[str] = {".jpg"},
-    captions: Mapping[str | Path, str] | None = None,
+    captions: Captions | None = None,
     *,
     overwrite: bool = False,
     file: Path | None = None,
@@ -317,14 +320,14 @@ def put_by(folder: Path, captions: Mapping[str, str], say: Callable[[str], None]
     """
     if not captions:
         return
-    dataset = load_dataset(folder) if (folder / DATASET).is_file() else Dataset(folder)
+    dataset = dataset_of(folder)
     for name, caption in captions.items():
         dataset = add_image(dataset, name, caption)
     OwnFile(folder / DATASET, say).write(dataset_text(dataset))
     say(f"{len(captions)} captions of pictures that cannot be used now are put by in {DATASET}")
 
 
-def _captions_by_name(folder: Path, captions: Mapping[str | Path, str], names: set[str]) -> dict[str, str]:
+def _captions_by_name(folder: Path, captions: Captions, names: set[str]) -> dict[str, str]:
     given: dict[str, str] = {}
     problems = []
     for path, caption in captions.items():

@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 from lace_lora import annotate, cache, checkpoint, data_utils, near_duplicates, swatch
-from lace_lora.annotations import DATASET, Dataset, chosen
+from lace_lora.annotations import DATASET, Dataset, chosen, dataset_of
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
-from lace_lora.errors import PicturesError, SettingsError
+from lace_lora.errors import PicturesError
 from lace_lora.families import sdxl
 
 Say = Callable[[str], None]
@@ -30,14 +30,10 @@ def read(settings: Config, say: Say, preprocess: Preprocess | None = None) -> li
     Raises SettingsError or PicturesError where a caption lacks the concept token: its picture would teach the style to
     prompts that do not ask for it; PicturesError where all pictures are left out.
     """
-    if settings.concept_token.casefold() not in settings.instance_prompt.casefold():
-        raise SettingsError(
-            f"instance_prompt {settings.instance_prompt!r} does not hold the concept token {settings.concept_token}. "
-            f"Write for example: a photo of {settings.concept_token}"
-        )
+    annotate.check_words(settings)
     types, images_dir = set(settings.image_types), Path(settings.images_dir).expanduser()
     path = annotate.file_of(settings)
-    dataset = data_utils.load_dataset(images_dir) if (images_dir / DATASET).is_file() else Dataset(images_dir)
+    dataset = dataset_of(images_dir)
     if not path.is_file():
         annotate.run(settings, say=say)
         say(f"captions  written to {path}")

@@ -18,7 +18,7 @@ from lace_lora import config as declared
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
 from lace_lora.estimate import Plan
-from lace_lora.notebook import has_front_end
+from lace_lora.notebook import HOVER, has_front_end
 from lace_lora.presets import Settled
 
 # A slider is for a range that a hand can aim at; wider ones get a box to type in, whose sentence names the bounds
@@ -203,11 +203,10 @@ def _labelled(name: str, width_px: int = NUMBER_PX) -> dict[str, Any]:
     """What every widget gets: the setting's name with its unit, its help on hover, room for both."""
     field = Config.model_fields[name]
     unit = declared.unit_of(field)
-    hover = "tooltip" if int(ipywidgets.__version__.split(".")[0]) >= 8 else "description_tooltip"
     note = "; ".join(part for part in (field.description, declared.bounds_text(field)) if part)
     return {
         "description": f"{name} ({unit})" if unit else name,
-        hover: note,
+        HOVER: note,
         "style": {"description_width": LABEL_WIDTH},
         "layout": ipywidgets.Layout(width=f"{width_px}px", max_width="100%"),
     }

@@ -18,7 +18,7 @@ from lace_lora.caption_lint import Finding
 from lace_lora.captioners import Captioner
 from lace_lora.errors import LaceError
 from lace_lora.file_names import printable
-from lace_lora.notebook import has_front_end
+from lace_lora.notebook import HOVER, has_front_end
 from lace_lora.swatch import Swatch
 from lace_lora.swatch_form import SwatchForm
 
@@ -26,8 +26,6 @@ PAGE = 12  # cards: 4 in a row at 900 px
 CARD_PX = 230
 SIGNS = {"ok": ("✓", "#2f855a"), "note": ("!", "#975a16"), "unusable": ("✗", "#c53030")}
 LINES = 20  # of the plain text, where no front-end draws widgets
-# ipywidgets 8 has another name for it than 7, which Colab has.
-_HOVER = "tooltip" if int(ipywidgets.__version__.split(".")[0]) >= 8 else "description_tooltip"
 
 
 class Fields:
@@ -45,7 +43,7 @@ class Fields:
         self._is_filling = False
         self.caption = ipywidgets.Textarea(rows=5, layout=ipywidgets.Layout(width=f"{CARD_PX - 14}px"))
         self.caption.placeholder = album.settings.instance_prompt
-        setattr(self.caption, _HOVER, f"caption of {printable(name)}")
+        setattr(self.caption, HOVER, f"caption of {printable(name)}")
         self.use = ipywidgets.Checkbox(description="learn from it", indent=False)
         self.use.layout.width = "110px"
         self.prepare = ipywidgets.Button(description="prepare", layout=ipywidgets.Layout(width="80px"))
@@ -159,21 +157,8 @@ class Gallery:
             self.cards,
             ipywidgets.HBox(self.again),
         ])  # fmt: skip
-        names = (
-            "view",
-            "back",
-            "next",
-            "where",
-            "find",
-            "by",
-            "replace",
-            "undo",
-            "suggest",
-            "overwrite",
-            "lint",
-            "every",
-        )
-        for name in (*names, "counts", "said", "findings", "widget"):
+        names = "view back next every where find by replace undo suggest overwrite lint counts said findings widget"
+        for name in names.split():
             getattr(self, name).add_class(f"lace-gallery-{name}")
         self.view.observe(lambda _: self._choose(), names="value")
         for button, step in zip((self.back, self.next, *self.again), (-1, 1, -1, 1), strict=True):

@@ -10,6 +10,7 @@ from traceback import clear_frames
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import ipywidgets
 from IPython import get_ipython
 from IPython.display import display
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PICTURE_WIDTH_PX = 900  # of a picture shown in a cell; the file on the disk keeps its size
 JPEG_QUALITY = 80
 PROBLEMS_SHOWN = 5  # a row
+# What stands when the mouse rests on a widget: ipywidgets 8 has another name for it than 7, which Colab has.
+HOVER = "tooltip" if int(ipywidgets.__version__.split(".")[0]) >= 8 else "description_tooltip"
 TICK, CROSS = "✓", "✗"
 
 

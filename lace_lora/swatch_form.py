@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lace_lora import swatch as swatches
 from lace_lora.errors import LaceError
-from lace_lora.notebook import has_front_end
+from lace_lora.notebook import HOVER, has_front_end
 from lace_lora.swatch import Box, Corners, Mark, Point, Swatch
 
 VIEW_PX = 720  # long side of what is worked on
@@ -35,7 +35,6 @@ _CORNER_INK, _MARK_INK, _EDGE = (255, 64, 160), (64, 220, 255), (20, 20, 20)
 _FINER = 2  # times as large as shown is what is drawn on: lines come out smooth
 _FEWEST_PX = 8  # of the view on a side; swatch.apply asks for as many
 _TICK_PERCENT = 0.1  # 0.36 px of what is shown: arrow keys and typed numbers reach it, a hand lands near
-_HOVER = "tooltip" if int(ipywidgets.__version__.split(".")[0]) >= 8 else "description_tooltip"
 
 
 class PercentSlider:
@@ -360,7 +359,7 @@ def _named(name: str, widget: Any) -> Any:
 def _labelled(description: str, hover: str) -> dict[str, Any]:
     return {
         "description": description,
-        _HOVER: hover,
+        HOVER: hover,
         "style": {"description_width": "min(180px, 48%)"},
         "layout": ipywidgets.Layout(width="auto", max_width="420px"),
     }

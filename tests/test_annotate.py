@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import annotate, config, data_utils, examples, main, swatch
+from lace_lora import annotate, check, config, data_utils, examples, main, swatch
 from lace_lora.annotations import Dataset
 from lace_lora.errors import PicturesError, SettingsError
 from tests.conftest import draw_lace
@@ -112,6 +112,8 @@ def test_a_folder_that_is_read_only_keeps_its_captions_elsewhere_and_gives_them_
         assert all("lace (" in text for text in told.values()) and not (folder / "annotations.txt").exists()
         another = settled.model_copy(update={"run_name": "another"})
         assert {one.caption for one in examples.read(another, lambda _: None)} == set(told.values())
+        report = check.run(another, say=lambda _: None)
+        assert {record.name: record.caption for record in report.records} == told, "the check knows them, too"
     (folder / "annotations.txt").write_text(f"lace_0.jpg\t{PROMPT}\n")  # bare prompts of before hide nothing
     annotate.run(settled, say=lambda _: None)
     assert captions(settled) == told and (folder / "annotations.txt").is_file()

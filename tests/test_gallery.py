@@ -548,7 +548,7 @@ def test_without_a_front_end_it_is_plain_text(settled, monkeypatch):
 def test_each_box_has_a_name_for_screen_readers(settled):
     """L2: ipywidgets sets it as the title of the text area."""
     form = Gallery(opened(settled))
-    assert getattr(tile_of(form, "lace_1.jpg").caption, gallery._HOVER) == "caption of lace_1.jpg"
+    assert getattr(tile_of(form, "lace_1.jpg").caption, gallery.HOVER) == "caption of lace_1.jpg"
 
 
 def test_the_report_of_a_check_is_kept_with_the_run(settled):
