@@ -1,25 +1,87 @@
-"""What to draw: prompts shared out over pictures, with the concept token for the base, without it for the refiner."""
+"""What to draw: prompts shared out over pictures, with the concept token for the base, without it for the refiner.
 
+A prompt may hold alternatives: a {white|cream} {rosette|border}. From picture to picture every group takes its next
+alternative (white rosette, cream border, …). As many pictures as there are combinations have each of them once, then
+they begin again. The combination depends on the picture's number among those of its prompt and on nothing else, so more
+pictures only add to a sheet. The alternatives of a group in a group belong to the outer one too; an alternative may be
+empty: a {fine |}doily. A backslash before { | } or another backslash makes that a plain sign; a | outside of braces
+is one without it.
+"""
+
+import hashlib
+import itertools
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from lace_lora import prompt_files
+from lace_lora.errors import SettingsError
+from lace_lora.prompt_files import SEEDS, Asked, most_pictures, one_line, text_fault
+
+CAPTIONS = "captions"  # in place of a prompts file: what is written about the photographs
 # What a class prompt says before it comes to what is shown: "a photo of a painting".
 OPENING = r"^\s*(an?\s+|the\s+)?([\w-]+\s+)?(photo|photograph|picture|image|scan)\s+of\s+"
+_DEEPEST = 20  # groups in groups
+_NAMED_AT_MOST = 20  # faults of prompts in one message
+
+Place = tuple[int, int]  # of a picture: the row that asks for it, and its number among that row's, both from 0
 
 
 @dataclass(frozen=True)
 class Query:
-    """One picture to draw: what the base is told, what the refiner is told instead, and its own seed."""
+    """One picture to draw: what the base is told, what the refiner is told instead, and its own seed.
+
+    width, height  in px where the row asks for a size of its own; None for the sheet's
+    """
 
     prompt: str
     refiner_prompt: str
     negative_prompt: str
     seed: int
+    width: int | None = None
+    height: int | None = None
+
+
+def rows_of(
+    prompts: Sequence[str],
+    prompts_file: str | None,
+    *,
+    captions: Callable[[], Iterable[str]],
+    instance_prompt: str,
+    say: Callable[[str], None],
+) -> list[Asked]:
+    """What is asked for: the prompts file's rows, else the prompts that are set, else the instance prompt.
+
+    prompts_file  a file as prompt_files reads it, or `captions`
+    captions      gives the photographs' captions; called only where they are asked for
+
+    Raises SettingsError for a file that cannot be drawn from, or where there are no captions.
+    """
+    if not prompts_file:
+        return [Asked(prompt) for prompt in prompts] or [Asked(literal(instance_prompt))]
+    if prompts:
+        say(f"prompts_file {prompts_file} counts; the {len(prompts)} prompts that are set beside it are not drawn.")
+    if prompts_file.strip().casefold() != CAPTIONS:
+        return list(prompt_files.read(prompts_file))
+    rows = from_captions(captions())
+    if not rows:
+        raise SettingsError(
+            "prompts_file is captions, but the photographs have none. Write them first (lace-lora annotate, or "
+            "notebook 02), or name a file of prompts."
+        )
+    return rows
+
+
+def from_captions(captions: Iterable[str]) -> list[Asked]:
+    """A row for each different caption, word for word: braces in it are no alternatives."""
+    texts = dict.fromkeys(map(one_line, captions))
+    return [Asked(literal(text)) for text in texts if text]
 
 
 def shared_out(
-    prompts: Sequence[str],
+    prompts: Sequence[str | Asked],
     count: int,
     *,
     seed: int,
@@ -28,21 +90,99 @@ def shared_out(
     other_token: str,
     class_prompt: str,
     say: Callable[[str], None],
+    base_prompt: str = "",
 ) -> list[Query]:
-    """Exactly `count` queries, the prompts taking turns; picture i has the seed `seed` + i and can be drawn alone.
+    """Exactly as many queries as are asked for, the prompts taking turns; each can be drawn alone from what it says.
 
+    prompts        texts, or rows with a count, seed, negative prompt or size of their own
+    count          pictures in all (num_images): rows without a count share evenly what the others leave of it
+    seed           picture j of row k of n has seed + j·n + k, so that of plain prompts picture i has seed + i; a row
+                   with a seed s of its own has s, s + 1, … Seeds begin again at 2**32
     concept_token  the token that the adapter learnt
     other_token    the token of the settings: where a prompt says that one, the adapter's is put in its place
+    base_prompt    put around every prompt at its {prompt}, or in front of it; it may hold alternatives too
+
+    Whatever a row says decides its own pictures only (how many rows there are decides the seeds of all without one).
+    One case is told: where a row asks by seed for a picture that another row would come to, that one passes over it.
+
+    Raises SettingsError naming every prompt that is empty, too long or has unbalanced braces; where counts leave rows
+    nothing; and where two rows ask for the same picture.
     """
-    asked = [_one_line(prompt) for prompt in prompts]
-    told = [with_token(prompt, concept_token, other_token) for prompt in asked]
-    refined = [refiner_prompt(prompt, concept_token, class_prompt) for prompt in told]
-    changed = [new for old, new in zip(asked, told, strict=True) if old != new]
+    unwanted = one_line(negative_prompt)
+    rows = [Asked(one) if isinstance(one, str) else one for one in prompts]
+    rows = [
+        replace(row, negative_prompt=unwanted if row.negative_prompt is None else one_line(row.negative_prompt))
+        for row in rows
+    ]
+    texts = _read(rows, base_prompt, (concept_token, other_token))
+    shares = shares_of([row.count for row in rows], count, say)
+    plain = {(row, turn): one_line(texts[row].at(turn)) for row, share in enumerate(shares) for turn in range(share)}
+
+    # In words that the models know.
+    with_it = {text: with_token(text, concept_token, other_token) for text in plain.values()}
+    told = {place: with_it[text] for place, text in plain.items()}
+    refined = {text: refiner_prompt(text, concept_token, class_prompt) for text in with_it.values()}
+    changed = {row: told[row, turn] for row, turn in reversed(plain) if told[row, turn] != plain[row, turn]}
     if changed:
-        say(f"! {len(changed)} of {len(asked)} prompts lacked {concept_token}; it is put in, as in {changed[0]!r}.")
-    turns = [number % len(told) for number in range(count)]
-    negative = _one_line(negative_prompt)
-    return [Query(told[turn], refined[turn], negative, seed + number) for number, turn in enumerate(turns)]
+        as_in = changed[min(changed)]
+        say(f"! {len(changed)} of {len(rows)} prompts lacked {concept_token}; it is put in, as in {as_in!r}.")
+
+    seeds = _seeds(rows, told, seed, say)
+    return [
+        Query(told[place], refined[told[place]], row.negative_prompt or "", seeds[place], row.width, row.height)
+        for place in sorted(told, key=lambda place: (place[1], place[0]))
+        for row in (rows[place[0]],)
+    ]
+
+
+def shares_of(counts: Sequence[int | None], total: int, say: Callable[[str], None]) -> list[int]:
+    """Pictures of each row: its own count, else an even share of what is left of `total`, the first rows one more.
+
+    Where every row has a count their sum is made, whatever `total` is, and that is said, as is a row without picture.
+
+    Raises SettingsError where the counts alone exceed `total` and other rows would get nothing, or any sheet.
+    """
+    own = sum(count or 0 for count in counts)
+    sharing = [row for row, count in enumerate(counts) if count is None]
+    left, most = total - own, most_pictures()
+    if own > most:
+        raise SettingsError(
+            f"The prompts ask for {own:,} pictures; {most:,} are the most of a sheet. Lower the counts."
+        )
+    if not sharing and left:
+        say(f"The prompts' own counts make {own} pictures; num_images {total} is overruled.")
+    if sharing and left < 0:
+        raise SettingsError(
+            f"The prompts with a count ask for {own} pictures, more than num_images {total}, which leaves "
+            f"{len(sharing)} without a count nothing. Set num_images to {own + len(sharing)}, or give each a count."
+        )
+    if sharing and left < len(sharing):
+        say(
+            f"! {len(sharing) - left} of {len(counts)} prompts get no picture: num_images is {total}. "
+            f"Set it to {own + len(sharing)} to see each."
+        )
+    shares = [count or 0 for count in counts]
+    for number, row in enumerate(sharing):
+        shares[row] = left // len(sharing) + (number < left % len(sharing))
+    return shares
+
+
+def near_seeds(seed: int, count: int) -> list[int]:
+    """Seeds for variations of the picture of one seed: always the same ones, and the first stay when more are wanted.
+
+    A seed says nothing about likeness, so any would do. Those that follow it are its neighbours' on the sheet, so these
+    come from a hash of it and lie from 2**31 on, where no setting's seed is.
+    """
+    found = {seed: None}  # a variation may be varied too
+    for number in itertools.count():
+        if len(found) > count:
+            break
+        drawn = hashlib.sha256(f"variation {number} of {seed}".encode()).digest()
+        found[SEEDS // 2 + int.from_bytes(drawn[:4], "big") % (SEEDS // 2)] = None
+    return list(found)[1:]
+
+
+# -- words --
 
 
 def with_token(prompt: str, concept_token: str, other_token: str) -> str:
@@ -50,7 +190,7 @@ def with_token(prompt: str, concept_token: str, other_token: str) -> str:
     if re.search(token_pattern(concept_token), prompt, flags=re.I):
         return prompt
     exchanged = re.sub(token_pattern(other_token), lambda _: concept_token, prompt, flags=re.I)
-    return exchanged if exchanged != prompt else f"{concept_token} {prompt}"
+    return exchanged if exchanged != prompt else f"{concept_token} {prompt}".rstrip()
 
 
 def refiner_prompt(prompt: str, concept_token: str, class_prompt: str) -> str:
@@ -86,6 +226,184 @@ def too_long(lost: Mapping[str, str]) -> list[str]:
     return lines if len(lost) <= 5 else [*lines, f"! {len(lost) - 5} more prompts are too long."]
 
 
-def _one_line(text: str) -> str:
-    """Without line breaks, tabs and double spaces, which tokenizers ignore and lists of prompts cannot hold."""
-    return " ".join(text.split())
+# -- alternatives --
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """A prompt with groups of alternatives: texts and groups in their order, each group a tuple of its alternatives."""
+
+    parts: tuple["str | tuple[Alternatives, ...]", ...]
+
+    @property
+    def size(self) -> int:
+        """How many combinations there are."""
+        return math.prod(_size(part) for part in self.parts if not isinstance(part, str))
+
+    def at(self, number: int) -> str:
+        """Combination `number` (from 0; after the last one the first comes again), every group a step further.
+
+        Where c runs through the p combinations of the groups before and the next group has s alternatives, that one
+        takes (number + number // lcm(p, s)) mod s. Steps alone would meet only every gcd(p, s)th pair; the second term
+        moves the group by one each time they come round, so all p·s pairs are met once.
+        """
+        before = self.size
+        number %= before
+        pieces = []
+        for part in reversed(self.parts):
+            if isinstance(part, str):
+                pieces.append(part)
+                continue
+            own = _size(part)
+            before //= own
+            pieces.append(_pick(part, (number + number // math.lcm(before, own)) % own))
+            number %= before
+        return "".join(reversed(pieces))
+
+
+def alternatives(text: str, prompt: Alternatives | None = None) -> Alternatives:
+    """A text with its groups read.
+
+    prompt  stands in for {prompt}; None where that is a word like others
+
+    Raises SettingsError, without saying whose text it is, with the place of a brace that has no other half.
+    """
+    groups: list[tuple[int, list[list[str | tuple[Alternatives, ...]]]]] = [(0, [[]])]  # open ones: place, alternatives
+    for found in re.finditer(r"\\([{|}\\])|([{|}])|[^\\{|}]+|\\", text):
+        escaped, sign = found.groups()
+        options = groups[-1][1]
+        if sign == "{":
+            groups.append((found.start(), [[]]))
+        elif sign is None or (sign == "|" and len(groups) == 1):
+            options[-1].append(escaped or found[0])
+        elif sign == "|":
+            options.append([])
+        elif len(groups) == 1:
+            raise SettingsError(f"has a }} without its {{ {_at(text, found.start())}")
+        else:
+            groups.pop()
+            is_place = options == [["prompt"]]
+            group = (prompt,) if prompt and is_place else tuple(Alternatives(tuple(one)) for one in options)
+            groups[-1][1][-1].append(group)
+        if len(groups) > _DEEPEST:
+            raise SettingsError(f"has groups more than {_DEEPEST} deep {_at(text, found.start())}")
+    if len(groups) > 1:
+        raise SettingsError(f"has a {{ that is never closed {_at(text, groups[-1][0])}")
+    return Alternatives(tuple(groups[0][1][0]))
+
+
+def literal(text: str) -> str:
+    """A text written so that it holds no alternatives: for captions, and for a prompt out of a picture's metadata."""
+    return re.sub(r"([{|}\\])", r"\\\1", text)
+
+
+def _size(group: tuple[Alternatives, ...]) -> int:
+    return sum(one.size for one in group)
+
+
+def _pick(group: tuple[Alternatives, ...], number: int) -> str:
+    for one in group:
+        if number < one.size:
+            return one.at(number)
+        number -= one.size
+    raise IndexError(number)
+
+
+def _at(text: str, place: int) -> str:
+    return f"at character {place + 1}, before {text[place + 1 : place + 31]!r}"
+
+
+# -- inside --
+
+
+def _read(rows: Sequence[Asked], base_prompt: str, tokens: Sequence[str]) -> list[Alternatives]:
+    """Every row's prompt inside the base prompt, or one error for all that cannot be read."""
+    texts = []
+    faults = []
+    try:
+        if base_prompt.strip() and (fault := text_fault(base_prompt)):
+            raise SettingsError(fault)
+        frame = _frame(_with_plain(one_line(base_prompt), tokens)) if base_prompt.strip() else None
+    except SettingsError as error:
+        raise SettingsError(f"base_prompt {error}. Write \\{{ or \\}} for the sign itself.") from error
+    for number, row in enumerate(rows, 1):
+        try:
+            if fault := text_fault(row.prompt):
+                raise SettingsError(fault)
+            text = alternatives(_with_plain(one_line(row.prompt), tokens))
+            texts.append(frame(text) if frame else text)
+        except SettingsError as error:
+            faults.append(f"Prompt {number} {error}.")
+    if faults:
+        advice = "Correct this and run again; a brace as a sign of its own is written \\{ or \\}."
+        raise SettingsError(_first(faults, "\n", "And {} more.") + "\n" + advice)
+    return texts
+
+
+def _with_plain(text: str, tokens: Sequence[str]) -> str:
+    """A text in which the concept token is no group of alternatives, for one that is written {lace}."""
+    for token in tokens:
+        if literal(token) != token:
+            text = re.sub(token_pattern(token), lambda found: literal(found[0]), text, flags=re.I)
+    return text
+
+
+def _frame(base: str) -> Callable[[Alternatives], Alternatives]:
+    """What puts a prompt into the base prompt."""
+    anything = Alternatives(("\0",))
+    if alternatives(base, anything) != alternatives(base):
+        return lambda prompt: alternatives(base, prompt)
+    before = alternatives(base.rstrip(" ,;."))
+    return lambda prompt: Alternatives((*before.parts, ", ", *prompt.parts))
+
+
+def _seeds(rows: Sequence[Asked], told: Mapping[Place, str], seed: int, say: Callable[[str], None]) -> dict[Place, int]:
+    """The seed of every picture: the row's own, or one that nobody has taken with that prompt."""
+    seeds = {(row, turn): (own + turn) % SEEDS for row, turn in told if (own := rows[row].seed) is not None}
+    _check_alike(rows, {place: (told[place], own) for place, own in seeds.items()}, say)
+    taken = {(told[place], own) for place, own in seeds.items()}
+    passed: Counter[int] = Counter()
+    for (row, turn), text in told.items():
+        while (row, turn) not in seeds:
+            own = (seed + (turn + passed[row]) * len(rows) + row) % SEEDS
+            if (text, own) in taken:
+                passed[row] += 1
+            else:
+                seeds[row, turn] = own
+                taken.add((text, own))
+    if passed.total():
+        names = _first([str(row + 1) for row in sorted(passed) if passed[row]], ", ", "and {} more")
+        say(f"! Another prompt asks for the same picture by its seed; passed over that seed in prompt {names}.")
+    return seeds
+
+
+def _check_alike(rows: Sequence[Asked], asked: Mapping[Place, tuple[str, int]], say: Callable[[str], None]) -> None:
+    """Rows that ask for one prompt and seed: refused where the pictures would be the same, else told."""
+    same: dict[tuple[int, int], str] = {}
+    alike: dict[tuple[int, int], str] = {}
+    first: dict[tuple[object, ...], int] = {}
+    for (row, _), what in asked.items():
+        one = rows[row]
+        twin = first.setdefault((*what, one.negative_prompt, one.width, one.height), row)
+        other = first.setdefault(what, row)
+        pairs, earlier = (alike, other) if twin == row else (same, twin)
+        if earlier != row:
+            text = f"Prompts {earlier + 1} and {row + 1} ask for {what[0]!r} with seed {what[1]}"
+            pairs.setdefault((earlier, row), text)
+    if same:
+        pictures = _first([f"{text}: the same picture." for text in same.values()], "\n", "And {} more.")
+        raise SettingsError(f"{pictures}\nGive one of them another seed, or a smaller count.")
+    if alike:
+        say(
+            _first(
+                [f"{text}, in another size or with another negative prompt." for text in alike.values()],
+                "\n",
+                "And {} more.",
+            )
+        )
+
+
+def _first(texts: Sequence[str], between: str, rest: str) -> str:
+    """The first of many texts, and how many more there are."""
+    more = [rest.format(len(texts) - _NAMED_AT_MOST)] if len(texts) > _NAMED_AT_MOST else []
+    return between.join([*texts[:_NAMED_AT_MOST], *more])
