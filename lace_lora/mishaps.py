@@ -12,16 +12,20 @@ with quiet():
     from torch import Tensor
 
 
+class OutOfMemory(MachineError):
+    """Memory ran out; with less at once it may do."""
+
+
 @contextmanager
 def out_of_memory(doing: str) -> Iterator[None]:
-    """Turn running out of memory into a MachineError that names what to try next."""
+    """Turn running out of memory into an OutOfMemory error that names what to try next."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUBLAS" in str(error)
-        raise MachineError(
+        raise OutOfMemory(
             f"{'The GPU' if on_gpu else 'This computer'} ran out of memory while {doing}. Next to try: smaller width "
             "and height, mixed_precision fp16 on a GPU, or refine none. What is finished is kept; run again to go on."
         ) from error

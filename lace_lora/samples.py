@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from lace_lora import checkpoint, schedule, stages
+from lace_lora.batches import Batch, in_batches, texts_of
 from lace_lora.config import Config
 from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
@@ -25,7 +26,7 @@ PROMPTS_AT_MOST = 4
 class Wanted:
     """The pictures of one row: their prompts as the UNet reads them, their seeds and their size."""
 
-    batches: tuple[stages.Batch, ...]
+    batches: tuple[Batch, ...]
     words: stages.Words
     sampling: Sampling
 
@@ -39,10 +40,10 @@ def prepare(settings: Config, dtype: torch.dtype, device: str) -> Wanted | None:
     sizes = sdxl.layout(settings.pretrained_model)
     side = max(sizes.pixel_step, int(settings.resolution) // sizes.pixel_step * sizes.pixel_step)
     # One by one: what a picture looks like must not depend on its neighbours, and the UNet shares its memory here.
-    batches = stages.in_batches(prompts, [settings.negative_prompt] * len(prompts), seeds, side, side, 1)
+    batches = in_batches(prompts, [settings.negative_prompt] * len(prompts), seeds, side, side, 1)
     words = {}
     if not settings.train_text_encoder and not settings.learn_concept_token:
-        words = stages.encode_prompts(settings.pretrained_model, stages.texts_of(batches), dtype=dtype, device=device)
+        words = stages.encode_prompts(settings.pretrained_model, texts_of(batches), dtype=dtype, device=device)
     return Wanted(
         tuple(batches), words, Sampling(settings.scheduler, settings.num_inference_steps, settings.guidance_scale)
     )
@@ -81,5 +82,5 @@ def write_film_strip(folder: RunFolder) -> None:
 def _read(parts: Parts, wanted: Wanted) -> dict[str, sdxl.Encoded]:
     """The prompts as the text encoders that are being trained read them now."""
     assert parts.text is not None
-    found = {text: sdxl.encode_captions(parts.text, [text]) for text in sorted(stages.texts_of(wanted.batches))}
+    found = {text: sdxl.encode_captions(parts.text, [text]) for text in sorted(texts_of(wanted.batches))}
     return {text: sdxl.Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for text, one in found.items()}

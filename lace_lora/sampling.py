@@ -10,23 +10,49 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lace_lora.cloth import Repeat
 from lace_lora.errors import SettingsError
 from lace_lora.families.folders import model_folder, part_config
 from lace_lora.families.quiet import quiet
 
 with quiet():
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+    from diffusers import (
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        UniPCMultistepScheduler,
+    )
 
-SCHEDULERS = {"dpmpp_2m": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler, "ddim": DDIMScheduler}
+# Each with what it changes in the model's own schedule. Only samplers that draw no noise on the way, so that a picture
+# is its seed's alone whatever it is computed with, and that pass the UNet once a step, so that base and refiner share
+# the steps as they are counted: not the ancestral and SDE ones, nor Heun. Karras' schedule puts more of the steps into
+# little noise: of 30, a refiner that starts at 0.85 has 10 there and 4 in the others.
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
+    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "ddim": (DDIMScheduler, {}),
+}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How noise becomes a picture: the sampler by name, its steps and how strictly the prompt is followed."""
+    """How noise becomes a picture: the sampler by name, its steps and how strictly the prompt is followed.
+
+    guidance_until  share of the steps that are guided; the last ones hardly change for it and cost half without
+    start_strength  share of the steps that are made from a picture that is begun with
+    repeat          how the picture joins itself at its edges
+    repeat_from     share of the steps after which it does; before, it is composed as a picture with edges
+    """
 
     scheduler: str
     steps: int
     guidance_scale: float
+    guidance_until: float = 1.0
+    start_strength: float = 1.0
+    repeat: Repeat = "none"
+    repeat_from: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,12 +78,13 @@ def noise(seeds: Sequence[int], cells_CHW: tuple[int, int, int], *, draw: int = 
 
 def make_scheduler(name: str, model: str, steps: int, *, prediction_type: str | None = None) -> Any:
     """A sampler of that name over the model's own noise schedule, its times set."""
+    kind, changes = SCHEDULERS[name]
     shipped = part_config(model_folder(model), "scheduler")
     if prediction_type is not None:
         shipped = shipped | {"prediction_type": prediction_type}
     # DDIM alone clips to -1..1 by default, which is meant for pixels and would wreck latents.
     with quiet():  # diffusers' multistep scheduler warns of numpy 2 in set_timesteps
-        scheduler = SCHEDULERS[name].from_config({"clip_sample": False} | shipped)
+        scheduler = kind.from_config({"clip_sample": False} | shipped | changes)
         scheduler.set_timesteps(steps)
     return scheduler
 
@@ -90,6 +117,24 @@ def refiner_begin(scheduler: Any, steps: int, refining: Refining) -> int:
         raise SettingsError(
             f"refiner_start {refining.start:g} of {steps} steps leaves {who} none. "
             f"Use {advice}, more num_inference_steps, or refine none."
+        )
+    return begin
+
+
+def start_begin(sampling: Sampling, handover: int) -> int:
+    """The step at which drawing begins from a picture: 30 steps and strength 0.6 begin at 12.
+
+    handover  the step at which an ensemble's refiner takes over; 0 for none
+
+    Raises SettingsError where the base would have no step.
+    """
+    begin = sampling.steps - min(int(sampling.steps * sampling.start_strength), sampling.steps)
+    end = handover or sampling.steps
+    if begin >= end:
+        least = (sampling.steps - end + 1) / sampling.steps
+        raise SettingsError(
+            f"start_strength {sampling.start_strength:g} of {sampling.steps} steps leaves the base none before "
+            f"{'the refiner takes over' if handover else 'the end'}. Use start_strength {least + 0.005:.2f} or more."
         )
     return begin
 

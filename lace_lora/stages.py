@@ -1,54 +1,43 @@
 """The four stages of a picture, on tensors: encode prompts, denoise, refine, decode.
 
-Each stage loads its own model, works through everything it is given, and gives the model back before the next one is
-loaded: never two UNets in memory, and every model is read once however many pictures are asked for.
+Each stage borrows its own model from a shelf, works through everything it is given, and hands the model back before the
+next one begins. A shelf with room keeps it for the next sheet; without one it is let go, so that there are never two
+UNets in memory. Either way a model is read once however many pictures are asked for. The last stage is in painting.
 
 The loop is ours and not the pipelines' because they cannot be had without the parts that a stage must not hold: without
 a VAE StableDiffusionXLPipeline takes 8 px a latent cell for granted and the img2img one fails; and one pass of the base
 here gives both its own finished picture and the noisy one that the refiner takes over. tests/test_stages.py holds
 the result against both pipelines.
 
-B batch · C latent channels (4) · H,W latent cells (px/8) · L tokens (77) · D text width (2048) · P pooled (1280)
-S size numbers (6 for the base, 5 for the refiner). Widths come from the model's configs, never from here.
+B batch · C latent channels (4) · H,W latent cells (px/8). Widths come from the model's configs, never from here.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import tokens
-from lace_lora.errors import ModelError
+from lace_lora import repeats, tokens
+from lace_lora.batches import Batch, in_batches, texts_of
+from lace_lora.conditions import Conditions, conditions_of
+from lace_lora.conditions import Words as Words
+from lace_lora.families import folders
 from lace_lora.families import sdxl as family
-from lace_lora.families import vae as other_vae
 from lace_lora.families.folders import Layout
-from lace_lora.machine import Machine
 from lace_lora.mishaps import check_finite, out_of_memory
-from lace_lora.sampling import Refining, Sampling, begin_at, make_scheduler, noise, refiner_begin
+from lace_lora.painting import decode as decode
+from lace_lora.painting import encode_start as encode_start
+from lace_lora.sampling import Refining, Sampling, begin_at, make_scheduler, noise, refiner_begin, start_begin
+from lace_lora.shelf import Shelf, Wanted
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Scores that SDXL's refiner is told for what is wanted and what is not: diffusers' defaults (arXiv 2307.01952).
-AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
-
-Words = Mapping[str, family.Encoded]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures computed at once, all of one size; each tuple has one entry a picture."""
-
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -70,26 +59,20 @@ def encode_prompts(
     lora_scale: float = 1.0,
     dtype: torch.dtype,
     device: str,
+    shelf: Shelf | None = None,
 ) -> dict[str, family.Encoded]:
     """Every different prompt as the UNets read it, on the CPU. The refiner takes the second encoder's part of it.
 
-    lora  where it changed the text encoders or learnt a word: for the base's prompts only, the refiner never saw it
+    lora   where it changed the text encoders or learnt a word: for the base's prompts only, the refiner never saw it
+    shelf  where the encoders are borrowed; without one they are loaded, and let go at the end
 
     One prompt at a time: in a batch the last bits would depend on the neighbours, and a sheet that is finished later
     has others.
     """
-    with out_of_memory("reading the prompts"):
-        text = family.load_text(model, dtype, device)
-        try:
-            if lora is not None and lora.facts.train_text_encoder:
-                adapters.fuse_text(text, lora, lora_scale)
-            if lora is not None and lora.token_rows:
-                tokens.put_in(text, lora.facts.concept_token, lora.token_rows)
-            encoded = {prompt: family.encode_captions(text, [prompt]) for prompt in sorted(set(prompts))}
-            return {name: family.Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for name, one in encoded.items()}
-        finally:
-            del text
-            family.give_back_memory()
+    shelf = shelf or Shelf(0)
+    with out_of_memory("reading the prompts"), shelf.lent(_text(model, dtype, device, lora, lora_scale)) as text:
+        encoded = {prompt: text.compute(family.encode_captions, [prompt]) for prompt in sorted(set(prompts))}
+        return {name: family.Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for name, one in encoded.items()}
 
 
 def denoise(
@@ -103,24 +86,26 @@ def denoise(
     lora_scale: float = 1.0,
     dtype: torch.dtype,
     device: str,
+    shelf: Shelf | None = None,
 ) -> Iterator[Drawn]:
     """Draw with the base UNet, the LoRA fused into it at `lora_scale`; latents come on the CPU, in the UNet's units.
 
     Every picture is drawn to its end by the base: the unrefined picture is kept beside the refined one, and for an
     ensemble the latents on the way, at the refiner's start, cost nothing more.
 
-    Raises MachineError when memory runs out or a picture's numbers overflow.
+    shelf  where the UNet is borrowed; without one it is loaded, and let go at the end
+
+    Raises OutOfMemory when memory runs out although nothing else is left on the shelf, and MachineError when a
+    picture's numbers overflow.
     """
-    with out_of_memory("drawing"):
-        net = _net(model, dtype, device)
-        try:
-            if lora is not None and lora_scale != 0:
-                adapters.fuse(net.unet, lora, lora_scale)
-            for batch in batches:
-                yield _draw(net, batch, words, sampling, refining)
-        finally:
-            del net
-            family.give_back_memory()
+    shelf, sizes = shelf or Shelf(0), family.layout(model)
+
+    def draw(unet: Any, batch: Batch) -> Drawn:
+        return _draw(_Net(unet, model, sizes, device), batch, words, sampling, refining)
+
+    with out_of_memory("drawing"), shelf.lent(_unet(model, dtype, device, lora, lora_scale)) as unet:
+        for batch in batches:
+            yield unet.compute(draw, batch)
 
 
 def denoise_with(
@@ -145,48 +130,24 @@ def refine(
     base_model: str,
     dtype: torch.dtype,
     device: str,
+    shelf: Shelf | None = None,
 ) -> Iterator[Tensor]:
     """Refine latents with the refiner's UNet, never with the LoRA, which was made for another UNet.
 
     work        each batch, its prompts in words that the refiner knows, and the base's latents BCHW: those handed over
                 for an ensemble, the finished ones for img2img
     base_model  whose schedule it is: both run the same scheduler, config and number of steps
+    shelf       where the UNet is borrowed; without one it is loaded, and let go at the end
     returns     finished latents BCHW on the CPU, one a batch
     """
-    with out_of_memory("refining"):
-        net = _net(model, dtype, device)
-        try:
-            for batch, latents_BCHW in work:
-                yield _touch_up(net, batch, latents_BCHW, words, sampling, refining, base_model)
-        finally:
-            del net
-            family.give_back_memory()
+    shelf, sizes = shelf or Shelf(0), family.layout(model)
 
+    def touch_up(unet: Any, batch: Batch, latents_BCHW: Tensor) -> Tensor:
+        return _touch_up(_Net(unet, model, sizes, device), batch, latents_BCHW, words, sampling, refining, base_model)
 
-def decode(
-    model: str, work: Iterable[tuple[str, Tensor]], *, device: str, vae_model: str | None = None
-) -> Iterator[Image.Image]:
-    """Latents to pictures, one at a time. SDXL's VAE overflows to NaN in fp16, so it runs in fp32.
-
-    work       a name for each picture, used when it fails, and its latents CHW
-    vae_model  another VAE than the model's own
-
-    Raises MachineError naming a picture that is not finite; nothing is ever replaced by black.
-    """
-    with out_of_memory("turning latents into pictures"):
-        sizes = family.layout(model)
-        vae = other_vae.load(vae_model, sizes, torch.float32, device) if vae_model else None
-        vae = vae or family.load_vae(model, torch.float32, device)
-        try:
-            for name, latents_CHW in work:
-                latents_BCHW = family.unscale_latents(latents_CHW[None].to(device=device, dtype=torch.float32), sizes)
-                with torch.no_grad():
-                    pixels_BCHW = vae.decode(latents_BCHW, return_dict=False)[0]
-                check_finite(pixels_BCHW, [name], "decoding")
-                yield _picture(pixels_BCHW[0])
-        finally:
-            del vae
-            family.give_back_memory()
+    with out_of_memory("refining"), shelf.lent(_unet(model, dtype, device)) as unet:
+        for batch, latents_BCHW in work:
+            yield unet.compute(touch_up, batch, latents_BCHW)
 
 
 def draw_plain(
@@ -223,58 +184,63 @@ def draw_plain(
     yield from decode(model, named, device=device, vae_model=vae_model)
 
 
-# -- what the stages are given --
+# -- what the stages borrow --
 
 
-def in_batches(
-    prompts: Sequence[str], negative_prompts: Sequence[str], seeds: Sequence[int], width: int, height: int, batch: int
-) -> list[Batch]:
-    """Pictures of one size in batches of `batch`, the last one with what is left."""
-    starts = range(0, len(seeds), batch)
-    cuts = [slice(start, start + batch) for start in starts]
-    return [Batch(tuple(prompts[cut]), tuple(negative_prompts[cut]), tuple(seeds[cut]), width, height) for cut in cuts]
+def _text(model: str, dtype: torch.dtype, device: str, lora: "adapters.Adapter | None", lora_scale: float) -> Wanted:
+    """The text encoders, with what a LoRA changed in them and the word that it learnt."""
+    changes = lora if lora is not None and lora.changes_text else None
+
+    def load() -> Any:
+        text = family.load_text(model, dtype, device)
+        if changes is not None and changes.facts.train_text_encoder:
+            adapters.fuse_text(text, changes, lora_scale)
+        if changes is not None and changes.token_rows:
+            tokens.put_in(text, changes.facts.concept_token, changes.token_rows)
+        return text
+
+    folder = Path(family.model_folder(model))
+    parts = [part for part in folders.parts_of(folder) if part.startswith("text_encoder")]
+    tokenizers = [part for part in folders.parts_of(folder) if part.startswith("tokenizer")]
+    return Wanted(
+        load,
+        lambda: ("text", folders.identity(model, parts + tokenizers), dtype, device, _fused(changes, lora_scale)),
+        lambda: folders.weight_bytes([folder / part for part in parts], dtype.itemsize),
+    )
 
 
-def batch_size(model: str, width: int, height: int, machine: Machine) -> int:
-    """Pictures computed at once, 8 at most: on a GPU as many latent cells as one SDXL picture of 1024 px has, which
-    with guidance fits beside the UNet in 15 GB, and two or four times as many in 20 or 36 GB.
+def _unet(
+    model: str, dtype: torch.dtype, device: str, lora: "adapters.Adapter | None" = None, lora_scale: float = 1.0
+) -> Wanted:
+    """A UNet, with the LoRA fused into it."""
+    changes = lora if lora_scale != 0 else None
 
-    On a CPU a batch saves next to nothing (the demo's 96 px: 8 at once 2.92 s, one by one 3.02 s), and a small one
-    loses less when it is cut off.
-    """
-    downscale = family.layout(model).downscale
-    cells = (width // downscale) * (height // downscale)
-    room = 128 * 128 * (4 if machine.vram_gb >= 36 else 2 if machine.vram_gb >= 20 else 1)
-    return max(1, min(8, (room if machine.gpu_name else 48 * 48) // cells))
+    def load() -> Any:
+        unet = family.load_unet(model, dtype, device)
+        if changes is not None:
+            adapters.fuse(unet, changes, lora_scale)
+        return unet
+
+    folder = Path(family.model_folder(model)) / "unet"
+    return Wanted(
+        load,
+        lambda: ("unet", folders.identity(model, ["unet"]), dtype, device, _fused(changes, lora_scale)),
+        lambda: folders.weight_bytes([folder], dtype.itemsize),
+    )
 
 
-def texts_of(batches: Iterable[Batch]) -> set[str]:
-    """All texts that the batches need encoded."""
-    return {text for batch in batches for text in (*batch.prompts, *batch.negative_prompts)}
-
-
-def check_pair(base_model: str, refiner_model: str) -> None:
-    """Raises ModelError where a refiner cannot take this base's latents."""
-    base, refiner = family.layout(base_model), family.layout(refiner_model)
-    is_same = base.latent_channels == refiner.latent_channels and base.downscale == refiner.downscale
-    if not is_same or refiner.text_width > base.text_width:
-        raise ModelError(
-            f"The refiner {refiner_model} does not fit the base {base_model}: their latents or texts differ in shape. "
-            "Choose the refiner that belongs to this base, or refine none."
-        )
+def _fused(lora: "adapters.Adapter | None", lora_scale: float) -> Hashable:
+    """What a LoRA and its scale make of a model. By the tensors in hand, because the file may be another by now."""
+    if lora is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(lora.state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest(), lora.facts.strength, lora.facts.concept_token, lora_scale
 
 
 # -- inside --
-
-
-@dataclass(frozen=True)
-class _Conditions:
-    """What the UNet is told beside the latents; the unwanted half first where the prompt is followed by guidance."""
-
-    text_BLD: Tensor
-    pooled_BP: Tensor
-    time_ids_BS: Tensor
-    guidance_scale: float
 
 
 @dataclass(frozen=True)
@@ -287,23 +253,25 @@ class _Net:
     device: str
 
 
-def _net(model: str, dtype: torch.dtype, device: str) -> _Net:
-    return _Net(family.load_unet(model, dtype, device), model, family.layout(model), device)
-
-
 def _draw(net: _Net, batch: Batch, words: Words, sampling: Sampling, refining: Refining | None) -> Drawn:
     """One batch from noise to finished latents."""
     scheduler = make_scheduler(sampling.scheduler, net.model, sampling.steps)
-    handover = 0
+    handover, begin = 0, 0
     if refining is not None and refining.mode == "ensemble":
         handover = refiner_begin(scheduler, sampling.steps, refining)
-    conditions = _conditions(net, batch, words, sampling.guidance_scale)
-    latents_BCHW = noise(batch.seeds, _cells(net.sizes, batch)).to(net.device) * scheduler.init_noise_sigma
+    conditions = conditions_of(batch, words, sampling, net.model, net.sizes, net.device)
+    latents_BCHW = noise(batch.seeds, _cells(net.sizes, batch)).to(net.device)
+    if batch.start_CHW is None:
+        latents_BCHW = latents_BCHW * scheduler.init_noise_sigma
+    else:
+        begin = start_begin(sampling, handover)
+        latents_BCHW = _noised(scheduler, batch.start_CHW.to(net.device)[None], latents_BCHW, begin)
     handed_over_BCHW = None
-    for number, stepped_BCHW in enumerate(_steps(net.unet, scheduler, 0, latents_BCHW, conditions), start=1):
-        latents_BCHW = stepped_BCHW
-        if number == handover:
-            handed_over_BCHW = latents_BCHW.cpu()
+    with closing(_steps(net.unet, scheduler, begin, latents_BCHW, conditions, sampling)) as stepping:
+        for number, stepped_BCHW in enumerate(stepping, start=begin + 1):
+            latents_BCHW = stepped_BCHW
+            if number == handover:
+                handed_over_BCHW = latents_BCHW.cpu()
     check_finite(latents_BCHW, [f"The picture of seed {seed}" for seed in batch.seeds], "drawing")
     return Drawn(latents_BCHW.cpu(), handed_over_BCHW)
 
@@ -321,75 +289,54 @@ def _touch_up(
     prediction_type = net.sizes.prediction_type
     scheduler = make_scheduler(sampling.scheduler, base_model, sampling.steps, prediction_type=prediction_type)
     begin = refiner_begin(scheduler, sampling.steps, refining)
-    conditions = _conditions(net, batch, words, sampling.guidance_scale)
+    conditions = conditions_of(batch, words, sampling, net.model, net.sizes, net.device)
     latents_BCHW = latents_BCHW.to(device=net.device, dtype=torch.float32)
     if refining.mode == "img2img":
-        begin_at(scheduler, begin)
         fresh_BCHW = noise(batch.seeds, _cells(net.sizes, batch), draw=2).to(net.device)
-        times_B = scheduler.timesteps[begin : begin + 1].repeat(len(batch.seeds))
-        latents_BCHW = scheduler.add_noise(latents_BCHW, fresh_BCHW, times_B)
-    for stepped_BCHW in _steps(net.unet, scheduler, begin, latents_BCHW, conditions):
-        latents_BCHW = stepped_BCHW
+        latents_BCHW = _noised(scheduler, latents_BCHW, fresh_BCHW, begin)
+    with closing(_steps(net.unet, scheduler, begin, latents_BCHW, conditions, sampling)) as stepping:
+        for stepped_BCHW in stepping:
+            latents_BCHW = stepped_BCHW
     check_finite(latents_BCHW, [f"The picture of seed {seed}" for seed in batch.seeds], "refining")
     return latents_BCHW.cpu()
 
 
-def _steps(unet: Any, scheduler: Any, begin: int, latents_BCHW: Tensor, conditions: _Conditions) -> Iterator[Tensor]:
-    """The latents after each step from `begin` to the end of the schedule, in fp32 whatever the UNet computes in."""
+def _steps(
+    unet: Any, scheduler: Any, begin: int, latents_BCHW: Tensor, conditions: Conditions, sampling: Sampling
+) -> Generator[Tensor, None, None]:
+    """The latents after each step from `begin` to the end of the schedule, in fp32 whatever the UNet computes in.
+
+    The edges of a repeat are joined from its own step on; to be closed, which gives the UNet its own padding back.
+    """
     begin_at(scheduler, begin)
-    copies = len(conditions.text_BLD) // len(latents_BCHW)
-    for time in scheduler.timesteps[begin:]:
-        scaled_BCHW = scheduler.scale_model_input(torch.cat([latents_BCHW] * copies), time)
-        times_B = time.to(latents_BCHW.device).expand(len(scaled_BCHW))
-        with torch.no_grad():
-            predicted_BCHW = family.predict(
-                unet, scaled_BCHW, times_B, conditions.text_BLD, conditions.pooled_BP, conditions.time_ids_BS
-            )
-        if copies == 2:
-            unwanted_BCHW, wanted_BCHW = predicted_BCHW.chunk(2)
-            predicted_BCHW = unwanted_BCHW + conditions.guidance_scale * (wanted_BCHW - unwanted_BCHW)
-        latents_BCHW = scheduler.step(predicted_BCHW, time, latents_BCHW, return_dict=False)[0]
-        yield latents_BCHW
+    joined_from = max(begin, round(sampling.repeat_from * sampling.steps))
+    with ExitStack() as joined:
+        for number, time in enumerate(scheduler.timesteps[begin:], begin):
+            if number == joined_from:
+                joined.enter_context(repeats.padded(unet, sampling.repeat))
+            if number == max(begin, conditions.guided_steps):
+                conditions = conditions.wanted(len(latents_BCHW))
+            copies = len(conditions.text_BLD) // len(latents_BCHW)
+            scaled_BCHW = scheduler.scale_model_input(torch.cat([latents_BCHW] * copies), time)
+            times_B = time.to(latents_BCHW.device).expand(len(scaled_BCHW))
+            with torch.no_grad():
+                predicted_BCHW = family.predict(
+                    unet, scaled_BCHW, times_B, conditions.text_BLD, conditions.pooled_BP, conditions.time_ids_BS
+                )
+            if copies == 2:
+                unwanted_BCHW, wanted_BCHW = predicted_BCHW.chunk(2)
+                predicted_BCHW = unwanted_BCHW + conditions.guidance_scale * (wanted_BCHW - unwanted_BCHW)
+            latents_BCHW = scheduler.step(predicted_BCHW, time, latents_BCHW, return_dict=False)[0]
+            yield latents_BCHW
 
 
-def _conditions(net: _Net, batch: Batch, words: Words, guidance_scale: float) -> _Conditions:
-    """Texts and size numbers of a batch; without guidance (1 or less) the unwanted half is left out: it has no say."""
-    parts = [_told(words, batch.prompts, net.sizes, _size_numbers(batch, net.sizes, AESTHETIC))]
-    if guidance_scale > 1:
-        numbers_S = _size_numbers(batch, net.sizes, NEGATIVE_AESTHETIC)
-        text_BLD, pooled_BP, time_ids_BS = _told(words, batch.negative_prompts, net.sizes, numbers_S)
-        if _forces_zeros(net.model):
-            is_told_B = torch.tensor([bool(negative) for negative in batch.negative_prompts])
-            text_BLD, pooled_BP = text_BLD * is_told_B[:, None, None], pooled_BP * is_told_B[:, None]
-        parts.insert(0, (text_BLD, pooled_BP, time_ids_BS))
-    text_BLD, pooled_BP, time_ids_BS = (torch.cat(column).to(net.device) for column in zip(*parts, strict=True))
-    return _Conditions(text_BLD, pooled_BP, time_ids_BS, guidance_scale)
-
-
-def _told(words: Words, texts: Sequence[str], sizes: Layout, numbers_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Text, pooled text and size numbers of some texts; a refiner's text is the last part, the second encoder's."""
-    text_BLD = torch.cat([words[text].text_BLD[..., -sizes.text_width :] for text in texts])
-    return text_BLD, torch.cat([words[text].pooled_BP for text in texts]), numbers_S.repeat(len(texts), 1)
-
-
-def _size_numbers(batch: Batch, sizes: Layout, aesthetic: float) -> Tensor:
-    """The base is told an uncut picture of the size it draws; a refiner an aesthetic score in place of the target."""
-    size_hw = (batch.height, batch.width)
-    base_S = family.time_ids(size_hw, (0, 0), size_hw)
-    return torch.cat([base_S[:4], torch.tensor([aesthetic])]) if sizes.is_refiner else base_S
-
-
-def _forces_zeros(model: str) -> bool:
-    """Whether an empty negative prompt means zeros, as SDXL's base was trained, or the empty text, as its refiner."""
-    index = json.loads((Path(family.model_folder(model)) / "model_index.json").read_text(encoding="utf-8"))
-    return bool(index.get("force_zeros_for_empty_prompt", True))
+def _noised(scheduler: Any, latents_BCHW: Tensor, noise_BCHW: Tensor, begin: int) -> Tensor:
+    """Finished latents with the noise that they have at a step of the schedule, float32."""
+    begin_at(scheduler, begin)
+    times_B = scheduler.timesteps[begin : begin + 1].repeat(len(noise_BCHW))
+    noised_BCHW: Tensor = scheduler.add_noise(latents_BCHW.expand_as(noise_BCHW).float(), noise_BCHW, times_B)
+    return noised_BCHW
 
 
 def _cells(sizes: Layout, batch: Batch) -> tuple[int, int, int]:
     return sizes.latent_channels, batch.height // sizes.downscale, batch.width // sizes.downscale
-
-
-def _picture(pixels_CHW: Tensor) -> Image.Image:
-    """From -1..1 to a picture of bytes."""
-    pixels_HWC = (pixels_CHW / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
-    return Image.fromarray((pixels_HWC * 255).round().astype(np.uint8))

@@ -1,5 +1,7 @@
 """The stages against diffusers' own pipelines, and what they say when something goes wrong."""
 
+import contextlib
+import dataclasses
 import functools
 import shutil
 import weakref
@@ -9,10 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UniPCMultistepScheduler,
+)
+from PIL import Image
 
 from lace_lora import adapter as adapters
-from lace_lora import queries, sampling, stages
+from lace_lora import queries, repeats, sampling, stages
+from lace_lora.batches import Batch, check_pair
 from lace_lora.errors import MachineError, ModelError, SettingsError
 from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
@@ -28,7 +40,15 @@ PROMPTS, REFINER_PROMPTS = ("a photo of lace", "white leaf"), ("a painting of la
 SEEDS = (7, 1000)
 STEPS, GUIDANCE, WIDTH, HEIGHT = 6, 5.0, 64, 48
 ENSEMBLE, IMG2IMG = Refining("ensemble", 0.7, 0.0), Refining("img2img", 0.0, 0.4)
-SCHEDULERS = ["dpmpp_2m", "euler", "ddim"]
+# As diffusers documents each sampler that is known elsewhere by our name for it.
+THEIRS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dpmpp_2m": (DPMSolverMultistepScheduler, {"use_karras_sigmas": False}),
+    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "unipc": (UniPCMultistepScheduler, {"use_karras_sigmas": False}),
+    "euler": (EulerDiscreteScheduler, {"use_karras_sigmas": False}),
+    "ddim": (DDIMScheduler, {}),
+}
+SCHEDULERS = list(THEIRS)
 LORA = [pytest.param(False, id="base"), pytest.param(True, id="lora")]
 
 
@@ -88,10 +108,11 @@ def opened(kind: Any, folder: Path, **parts: Any) -> Any:
 
 def same_sampler(name: str, *pipelines: Any, **changes: Any) -> None:
     """Give pipelines a sampler as diffusers documents it, from the first one's config."""
+    kind, own = THEIRS[name]
     with quiet():
-        config = sampling.SCHEDULERS[name].from_config(pipelines[0].scheduler.config, clip_sample=False).config
+        config = kind.from_config(pipelines[0].scheduler.config, clip_sample=False, **own).config
         for pipeline in pipelines:
-            pipeline.scheduler = sampling.SCHEDULERS[name].from_config(config, **changes)
+            pipeline.scheduler = kind.from_config(config, **changes)
 
 
 def generators() -> list[torch.Generator]:
@@ -102,10 +123,8 @@ def asked(**more: Any) -> dict[str, Any]:
     return {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"} | more
 
 
-def batch_of(
-    prompts: tuple[str, ...] = PROMPTS, negative: str = "grainy", seeds: tuple[int, ...] = SEEDS
-) -> stages.Batch:
-    return stages.Batch(prompts, (negative,) * len(prompts), seeds, WIDTH, HEIGHT)
+def batch_of(prompts: tuple[str, ...] = PROMPTS, negative: str = "grainy", seeds: tuple[int, ...] = SEEDS) -> Batch:
+    return Batch(prompts, (negative,) * len(prompts), seeds, WIDTH, HEIGHT)
 
 
 @functools.cache
@@ -114,14 +133,14 @@ def words_of(model: Path) -> stages.Words:
     return stages.encode_prompts(str(model), {*PROMPTS, *REFINER_PROMPTS, "grainy", ""}, **HERE)
 
 
-def draw(model: Path, batch: stages.Batch, scheduler: str = "dpmpp_2m", **more: Any) -> stages.Drawn:
+def draw(model: Path, batch: Batch, scheduler: str = "dpmpp_2m", **more: Any) -> stages.Drawn:
     words = words_of(model)
     [drawn] = stages.denoise(str(model), [batch], words, Sampling(scheduler, STEPS, GUIDANCE), **more, **HERE)
     return drawn
 
 
 def touch_up(
-    base: Path, refiner: Path, batch: stages.Batch, latents: torch.Tensor, scheduler: str, refining: Refining
+    base: Path, refiner: Path, batch: Batch, latents: torch.Tensor, scheduler: str, refining: Refining
 ) -> torch.Tensor:
     words, sampled = words_of(base), Sampling(scheduler, STEPS, GUIDANCE)
     work = [(batch, latents)]
@@ -204,6 +223,224 @@ def test_L7_img2img_equals_the_img2img_pipeline(
         list(REFINER_PROMPTS), image=whole, **told, strength=0.4, **asked(generator=going_on)
     ).images
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_P3_guidance_that_ends_early_equals_the_pipeline_that_is_told_to(
+    tiny_sdxl: Path, base_pipeline: Any, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last third of the steps without the unwanted half: the pipeline does it in a callback."""
+    passes: list[int] = []
+    predict = sdxl.predict
+    monkeypatch.setattr(
+        sdxl, "predict", lambda unet, cells, *rest: (passes.append(len(cells)), predict(unet, cells, *rest))[1]
+    )
+    sampled = Sampling(scheduler, STEPS, GUIDANCE, guidance_until=0.7)
+    [drawn] = stages.denoise(str(tiny_sdxl), [batch_of()], words_of(tiny_sdxl), sampled, **HERE)
+    guided = round(0.7 * STEPS)
+    assert passes == [4] * guided + [2] * (STEPS - guided)
+
+    def end_guidance(pipeline: Any, step: int, time: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        if step + 1 == guided:
+            pipeline._guidance_scale = 0.0
+            return {name: value.chunk(2)[1] for name, value in kept.items()}
+        return kept
+
+    same_sampler(scheduler, base_pipeline)
+    told = {"prompt": list(PROMPTS), "negative_prompt": ["grainy"] * 2}
+    theirs = base_pipeline(
+        **told, **asked(width=WIDTH, height=HEIGHT, generator=generators()), callback_on_step_end=end_guidance,
+        callback_on_step_end_tensor_inputs=["prompt_embeds", "add_text_embeds", "add_time_ids"],
+    ).images  # fmt: skip
+    assert_same(drawn.finished_BCHW, theirs)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_P3_beginning_from_a_picture_equals_the_img2img_pipeline(
+    tiny_sdxl: Path, base_pipeline: Any, scheduler: str
+) -> None:
+    """A sketch or photograph as start: the same latents, noise and steps as diffusers' pipeline of the base."""
+    sketch = Image.effect_mandelbrot((WIDTH, HEIGHT), (-2, -1.5, 1, 1.5), 20).convert("RGB")
+    start = stages.encode_start(sketch, str(tiny_sdxl), WIDTH, HEIGHT, device="cpu")
+    sampled = Sampling(scheduler, STEPS, GUIDANCE, start_strength=0.6)
+    begun = dataclasses.replace(batch_of(), start_CHW=start)
+    [drawn] = stages.denoise(str(tiny_sdxl), [begun], words_of(tiny_sdxl), sampled, **HERE)
+
+    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet")
+    parts = {name: getattr(base_pipeline, name) for name in names}
+    pipeline = opened(StableDiffusionXLImg2ImgPipeline, tiny_sdxl, **parts)
+    same_sampler(scheduler, pipeline)
+    told = {"prompt": list(PROMPTS), "negative_prompt": ["grainy"] * 2}
+    theirs = pipeline(**told, image=torch.stack([start] * 2), strength=0.6, **asked(generator=generators())).images
+    assert_same(drawn.finished_BCHW, theirs)
+    assert not torch.equal(drawn.finished_BCHW, draw(tiny_sdxl, batch_of(), scheduler).finished_BCHW)
+
+
+def test_a_start_that_leaves_the_base_no_step_is_refused(tiny_sdxl: Path) -> None:
+    """P3: with the strength that would do."""
+    start = torch.zeros(4, HEIGHT // 8, WIDTH // 8)
+    sampled = Sampling("euler", STEPS, GUIDANCE, start_strength=0.2)
+    begun = dataclasses.replace(batch_of(), start_CHW=start)
+    with pytest.raises(
+        SettingsError, match=r"start_strength 0\.2 .* before the refiner takes over\. Use start_strength"
+    ):
+        list(stages.denoise(str(tiny_sdxl), [begun], words_of(tiny_sdxl), sampled, refining=ENSEMBLE, **HERE))
+
+
+@pytest.fixture(scope="module")
+def whole_lora(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> adapters.Adapter:
+    """A LoRA of everything that one can be of: attention, feed-forward, convolutions and both text encoders."""
+    unet, text = (
+        sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu"),
+        sdxl.load_text(str(tiny_sdxl), torch.float32, "cpu"),
+    )
+    parts = {"unet": unet, "text_encoder": text.encoders[0], "text_encoder_2": text.encoders[1]}
+    for part, module in parts.items():
+        adapters.attach(module, part, adapters.Shape(4, 8, "attention+ff+conv"), 3)
+    chance = torch.Generator().manual_seed(4)
+    state = {
+        name: tensor if ".lora_A." in name else 0.1 * torch.randn(tensor.shape, generator=chance)
+        for name, tensor in adapters.state_of(parts).items()
+    }
+    facts = adapters.AdapterFacts(
+        "sdxl", str(tiny_sdxl), 4, 8, tuple(sdxl.lora_targets("attention+ff+conv")), train_text_encoder=True,
+        versions={"lace_lora": "0"},
+    )  # fmt: skip
+    return adapters.save(state, RunFolder(tmp_path_factory.mktemp("runs") / "whole"), facts)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_L7_a_lora_of_text_and_convolutions_equals_both_pipelines_at_any_scale(
+    tiny_sdxl: Path, tiny_refiner: Path, base_pipeline: Any, refiner_pipeline: Any, whole_lora: Any, scale: float
+) -> None:
+    """By load_lora_weights and diffusers' own scale; the refiner reads its prompts without the LoRA."""
+    with_lora: dict[str, Any] = {"lora": whole_lora, "lora_scale": scale}
+    words = stages.encode_prompts(str(tiny_sdxl), {*PROMPTS, "grainy"}, **with_lora, **HERE)
+    sampled = Sampling("dpmpp_2m", STEPS, GUIDANCE)
+    [drawn] = stages.denoise(str(tiny_sdxl), [batch_of()], words, sampled, refining=ENSEMBLE, **with_lora, **HERE)
+    assert drawn.handed_over_BCHW is not None
+    ours = touch_up(tiny_sdxl, tiny_refiner, batch_of(REFINER_PROMPTS), drawn.handed_over_BCHW, "dpmpp_2m", ENSEMBLE)
+
+    pipeline = opened(StableDiffusionXLPipeline, tiny_sdxl)
+    with quiet():
+        pipeline.load_lora_weights(whole_lora.path.parent, weight_name=whole_lora.path.name)
+    same_sampler("dpmpp_2m", pipeline, refiner_pipeline)
+    told = {"prompt": list(PROMPTS), "negative_prompt": ["grainy"] * 2, "cross_attention_kwargs": {"scale": scale}}
+    sizes: dict[str, Any] = {"width": WIDTH, "height": HEIGHT}
+    assert_same(drawn.finished_BCHW, pipeline(**told, **asked(**sizes, generator=generators())).images)
+    noisy = pipeline(**told, denoising_end=0.7, **asked(**sizes, generator=generators())).images
+    assert_same(drawn.handed_over_BCHW, noisy)
+    theirs = refiner_pipeline(
+        list(REFINER_PROMPTS), image=noisy, negative_prompt=["grainy"] * 2, denoising_start=0.7, **asked()
+    ).images
+    assert_same(ours, theirs)
+    same_sampler("dpmpp_2m", base_pipeline)
+    without = base_pipeline(list(PROMPTS), negative_prompt=["grainy"] * 2, **asked(**sizes, generator=generators()))
+    assert float((without.images - drawn.finished_BCHW).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("repeat", ["none", "straight"])
+def test_L15_a_fused_lora_draws_what_the_one_of_peft_draws_while_it_is_trained(
+    tiny_sdxl: Path, whole_lora: Any, repeat: Any
+) -> None:
+    """Also as a repeat: a LoRA's own convolutions are padded like those that they lie on."""
+    batch = Batch(PROMPTS, ("grainy",) * 2, SEEDS, 64, 64)
+    words, sampled = words_of(tiny_sdxl), Sampling("euler", STEPS, GUIDANCE, repeat=repeat)
+    [fused] = stages.denoise(str(tiny_sdxl), [batch], words, sampled, lora=whole_lora, **HERE)
+    unet = sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu")
+    adapters.attach(unet, "unet", adapters.Shape(4, 8, "attention+ff+conv"), 3)
+    with torch.no_grad():
+        for name, one in adapters.parameters({"unet": unet}).items():
+            one.copy_(whole_lora.state[name])
+    [wrapped] = stages.denoise_with(unet, str(tiny_sdxl), [batch], words, sampled, device="cpu")
+    assert_same(fused.finished_BCHW, wrapped.finished_BCHW)
+
+
+@pytest.mark.parametrize("repeat", ["straight", "half-drop"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_L15_rolled_noise_draws_the_rolled_picture_through_base_and_refiner(
+    tiny_sdxl: Path, tiny_refiner: Path, scheduler: str, repeat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sampler, in both ways to refine."""
+    batch = Batch(PROMPTS[:1], ("grainy",), SEEDS[:1], 64, 64)
+
+    def refined() -> list[torch.Tensor]:
+        sampled, words, found = Sampling(scheduler, STEPS, GUIDANCE, repeat=repeat), words_of(tiny_sdxl), []
+        for refining in (ENSEMBLE, IMG2IMG):
+            [drawn] = stages.denoise(str(tiny_sdxl), [batch], words, sampled, refining=refining, **HERE)
+            left = drawn.finished_BCHW if drawn.handed_over_BCHW is None else drawn.handed_over_BCHW
+            found += stages.refine(
+                str(tiny_refiner), [(batch, left)], words, sampled, refining, base_model=str(tiny_sdxl), **HERE
+            )
+        return found
+
+    plain = refined()
+    monkeypatch.setattr(
+        stages, "noise", lambda *given, **more: repeats.rolled(sampling.noise(*given, **more), repeat, 4, 12)
+    )
+    for moved, one in zip(refined(), plain, strict=True):
+        wanted = repeats.rolled(one, repeat, 4, 12)
+        assert float((moved - wanted).abs().max()) <= 1e-4 * float(one.abs().max())
+        assert float((moved - one).abs().max()) > 0.1 * float(one.abs().max())
+
+
+def test_L15_edges_joined_from_a_step_on_are_those_of_a_pipeline_that_is_padded_in_the_middle(
+    tiny_sdxl: Path, base_pipeline: Any
+) -> None:
+    """The first half is the picture with edges, bit for bit; and the UNet has its own padding back, stopped or not."""
+    batch = Batch(PROMPTS, ("grainy",) * 2, SEEDS, 64, 64)
+    half = Refining("ensemble", 0.5, 0)
+
+    def drawn(**more: Any) -> stages.Drawn:
+        sampled = Sampling("euler", STEPS, GUIDANCE, **more)
+        [found] = stages.denoise(str(tiny_sdxl), [batch], words_of(tiny_sdxl), sampled, refining=half, **HERE)
+        return found
+
+    plain, late, early = drawn(), drawn(repeat="half-drop", repeat_from=0.5), drawn(repeat="half-drop")
+    assert plain.handed_over_BCHW is not None and late.handed_over_BCHW is not None
+    assert torch.equal(late.handed_over_BCHW, plain.handed_over_BCHW)
+    for other in (plain, early):
+        assert float((late.finished_BCHW - other.finished_BCHW).abs().max()) > 0.1
+
+    same_sampler("euler", base_pipeline)
+    with contextlib.ExitStack() as joined:
+
+        def join(pipeline: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+            if step == STEPS // 2 - 1:
+                joined.enter_context(repeats.padded(pipeline.unet, "half-drop"))
+            return given
+
+        theirs = base_pipeline(
+            list(PROMPTS), negative_prompt=["grainy"] * 2, width=64, height=64, callback_on_step_end=join,
+            **asked(generator=generators()),
+        ).images  # fmt: skip
+    assert_same(late.finished_BCHW, theirs)
+
+    unet = sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu")
+    fine, broken = words_of(tiny_sdxl), {**words_of(tiny_sdxl)}
+    sampled = Sampling("euler", STEPS, GUIDANCE, repeat="half-drop", repeat_from=0.5)
+    before = [one.padding_mode for one in unet.modules() if isinstance(one, torch.nn.Conv2d)]
+    [first] = stages.denoise_with(unet, str(tiny_sdxl), [batch], fine, sampled, device="cpu")
+    broken["grainy"] = sdxl.Encoded(fine["grainy"].text_BLD * float("nan"), fine["grainy"].pooled_BP)
+    with pytest.raises(MachineError, match="NaN"):
+        list(stages.denoise_with(unet, str(tiny_sdxl), [batch], broken, sampled, device="cpu"))
+    [again] = stages.denoise_with(unet, str(tiny_sdxl), [batch], fine, sampled, device="cpu")
+    assert torch.equal(first.finished_BCHW, again.finished_BCHW)
+    assert [one.padding_mode for one in unet.modules() if isinstance(one, torch.nn.Conv2d)] == before
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("steps", [30, 80])
+def test_L7_every_sampler_shares_its_steps_between_base_and_refiner(
+    tiny_sdxl: Path, scheduler: str, steps: int
+) -> None:
+    """One pass a step, the base's in more noise than the refiner's. Karras puts more steps into little noise, so that
+    the refiner has more of them, and when there are many has whole times twice."""
+    made = sampling.make_scheduler(scheduler, str(tiny_sdxl), steps)
+    begin = sampling.refiner_begin(made, steps, Refining("ensemble", 0.85, 0))
+    times = made.timesteps.tolist()
+    assert len(times) == steps and getattr(made, "order", 1) == 1
+    assert min(times[:begin]) >= 150 > max(times[begin:]) and 0.6 * steps < begin < steps
 
 
 def test_L17_no_negative_prompt_is_zeros_for_the_base_and_the_empty_text_for_the_refiner(
@@ -348,17 +585,6 @@ def test_the_refiners_noise_is_neither_the_pictures_own_nor_anothers() -> None:
     assert torch.equal(sampling.noise([7, 8], cells, draw=2)[:1], second)
 
 
-def test_nan_is_named_and_never_made_black(tiny_sdxl: Path) -> None:
-    latents = torch.zeros(4, 8, 8)
-    latents[0, 0, 0] = torch.nan
-    decoding = stages.decode(str(tiny_sdxl), [("good.png", torch.zeros(4, 8, 8)), ("bad.png", latents)], device="cpu")
-    assert next(decoding).size == (64, 64)
-    with pytest.raises(
-        MachineError, match=r"bad\.png became NaN while decoding, so there is no picture to write\. Next"
-    ):
-        next(decoding)
-
-
 def test_nan_while_drawing_names_the_picture(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def overflow(unet: Any, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
         predicted = torch.zeros_like(noisy)
@@ -401,9 +627,9 @@ def test_other_errors_keep_their_name(tiny_sdxl: Path, monkeypatch: pytest.Monke
 
 
 def test_a_refiner_for_other_latents_is_refused(tiny_sdxl: Path, small_cells: tuple[Path, Path]) -> None:
-    stages.check_pair(str(small_cells[0]), str(small_cells[1]))
+    check_pair(str(small_cells[0]), str(small_cells[1]))
     with pytest.raises(ModelError, match="does not fit the base .* Choose the refiner that belongs to this base"):
-        stages.check_pair(str(tiny_sdxl), str(small_cells[1]))
+        check_pair(str(tiny_sdxl), str(small_cells[1]))
 
 
 @pytest.mark.parametrize(

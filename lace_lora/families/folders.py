@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import lcm
+from math import lcm, prod
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,30 @@ def weight_variant(folder: str | Path, wants_half: bool) -> str | None:
             f"No .safetensors weights in {folder}.{pickled} Fetch the model again with its safetensors files."
         )
     return "fp16" if half and (wants_half or len(half) == len(names)) else None
+
+
+def weight_bytes(parts: Iterable[str | Path], bytes_a_number: int) -> int:
+    """What the weights in some folders take in memory once they are loaded, before they are.
+
+    bytes_a_number  of the dtype that they are loaded in: 2 for half precision, which may have files of its own
+
+    Counted from the shapes in the headers of the files that would be read: their own size tells of another dtype.
+    Raises ModelError where a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    numbers = 0
+    for folder in map(Path, parts):
+        is_half = weight_variant(folder, wants_half=bytes_a_number == 2) == "fp16"
+        for path in folder.glob("*.safetensors"):
+            if (".fp16" in path.name) != is_half:
+                continue
+            try:
+                with safe_open(path, framework="np") as opened:
+                    numbers += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{path} is damaged ({str(error).splitlines()[0]}). Fetch the model again.") from error
+    return numbers * bytes_a_number
 
 
 def identity(model: str, parts: Collection[str] = ()) -> str:

@@ -16,6 +16,7 @@ from lace_lora.families.folders import layout as layout
 from lace_lora.families.folders import model_folder as model_folder
 from lace_lora.families.folders import part_config, weight_variant
 from lace_lora.families.quiet import quiet
+from lace_lora.machine import is_out_of_memory
 
 with quiet():
     import torch
@@ -311,9 +312,9 @@ def _load(kind: Any, model: str, part: str, dtype_argument: dict[str, torch.dtyp
                 output_loading_info=True,
                 **dtype_argument,
             )
-    except torch.OutOfMemoryError:
-        raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{folder} cannot be loaded ({_first_line(error)}). "
             "Its files are damaged or of another model; fetch it again."

@@ -7,6 +7,7 @@ from typing import Any
 from lace_lora.errors import ModelError
 from lace_lora.families import folders
 from lace_lora.families.quiet import quiet
+from lace_lora.machine import is_out_of_memory
 
 with quiet():
     import torch
@@ -54,7 +55,7 @@ def load(name: str, base: folders.Layout, dtype: torch.dtype, device: str) -> An
                 folder, variant=variant, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines() or [""]
         raise ModelError(
