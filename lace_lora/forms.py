@@ -58,8 +58,13 @@ class SettingsForm:
 
         Raises SettingsError with the sentence that also stands beside the field.
         """
-        changed = self._changed()
+        changed = self.changed()
         return self._config.model_copy(update=changed) if changed else self._config
+
+    def changed(self) -> dict[str, Any]:
+        """What the person changed, by name; it can be put over other settings."""
+        now = {name: drawn.read() for name, drawn in self._drawn.items()}
+        return {name: value for name, value in now.items() if value != self._untouched[name]}
 
     def __repr__(self) -> str:
         """The form as plain lines: name, value, unit, and why it was chosen."""
@@ -77,10 +82,6 @@ class SettingsForm:
         else:
             print(repr(self))
 
-    def _changed(self) -> dict[str, Any]:
-        now = {name: drawn.read() for name, drawn in self._drawn.items()}
-        return {name: value for name, value in now.items() if value != self._untouched[name]}
-
     def _row(self, name: str) -> ipywidgets.Widget:
         """The widgets of a setting, and below them its help or, while a value is wrong, the sentence that says so."""
         drawn, note = self._drawn[name], self._notes[name]
@@ -94,7 +95,7 @@ class SettingsForm:
         return row
 
     def _say(self, name: str) -> None:
-        changed = {key: value for key, value in self._changed().items() if key == name}
+        changed = {key: value for key, value in self.changed().items() if key == name}
         try:
             self._config.model_copy(update=changed)
         except SettingsError as error:
@@ -177,7 +178,7 @@ def _number(name: str, field: FieldInfo, value: float, may_slide: bool = True) -
     """A slider where the range is small enough to aim at, else a box to type in."""
     bounds, is_whole = declared.bounds_of(field), "int" in str(field.annotation)
     low, high = bounds.get("ge", bounds.get("gt", 0.0)), bounds.get("le", bounds.get("lt", math.inf))
-    step = bounds.get("multiple_of", 1.0) if is_whole else _tick(high - low, field.default)
+    step = bounds.get("multiple_of", 1.0) if is_whole else _tick(high - low, value)
     if may_slide and _is_multiple(value, step) and (high - low) / step <= SLIDER_TICKS:
         ends = {"min": low + step * ("gt" in bounds), "max": high - step * ("lt" in bounds), "step": step}
         if is_whole:
@@ -189,10 +190,10 @@ def _number(name: str, field: FieldInfo, value: float, may_slide: bool = True) -
     return ipywidgets.FloatText(value=value, **_labelled(name))
 
 
-def _tick(width: float, default: float) -> float:
-    """One tick of a slider for fractions over a range so wide; tiny where the default lies on none: no slider then."""
+def _tick(width: float, value: float) -> float:
+    """One tick of a slider for fractions over a range so wide; tiny where the value lies on none: no slider then."""
     tick = 0.05 if width <= 10 else 0.5
-    return tick if _is_multiple(default, tick) else 1e-9
+    return tick if _is_multiple(value, tick) else 1e-9
 
 
 def _is_multiple(value: float, step: float) -> bool:

@@ -5,8 +5,7 @@ holds more of them than one page shows, and those as thumbnails.
 """
 
 import html
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,8 @@ from IPython.display import display
 from lace_lora.album import VIEWS, Album, Card
 from lace_lora.caption_lint import Finding
 from lace_lora.captioners import Captioner
-from lace_lora.errors import LaceError
 from lace_lora.file_names import printable
+from lace_lora.form_parts import button, message, telling
 from lace_lora.notebook import HOVER, has_front_end
 from lace_lora.swatch import Swatch
 from lace_lora.swatch_form import SwatchForm
@@ -89,12 +88,12 @@ class Fields:
         if self._is_filling:
             return
         self._say("")
-        with _telling(self._say):
+        with telling(self._say):
             act()
         self._changed()
 
     def _say(self, words: str, is_wrong: bool = False) -> None:
-        self.note.value = _words(words, is_wrong)
+        self.note.value = message(words, is_wrong)
 
 
 class Tile:
@@ -129,18 +128,18 @@ class Gallery:
         self._fields: dict[str, Fields] = {}
         self._shown: list[str] = []  # names of the chosen view; a card that is changed does not leave it
         self.view = ipywidgets.Dropdown(options=VIEWS, value="all", description="show")
-        self.back, self.next = _button("◀ back"), _button("next ▶")
+        self.back, self.next = button("◀ back"), button("next ▶")
         self.where, self.counts = ipywidgets.Label(), ipywidgets.Label()
         self.find, self.by = ipywidgets.Text(description="find"), ipywidgets.Text(description="replace by")
-        self.replace, self.undo = _button("replace all"), _button("undo")
-        self.suggest, self.overwrite = _button("suggest captions"), ipywidgets.Checkbox(indent=False)
+        self.replace, self.undo = button("replace all"), button("undo")
+        self.suggest, self.overwrite = button("suggest captions"), ipywidgets.Checkbox(indent=False)
         self.overwrite.description = "also for pictures that have one"
-        self.lint, self.every = _button("look over the captions"), _button("show all")
+        self.lint, self.every = button("look over the captions"), button("show all")
         self.said, self.findings = ipywidgets.HTML(), ipywidgets.VBox()
         self.tiles = [Tile(album) for _ in range(PAGE)]
         self.preparing = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%"))
         self.cards = ipywidgets.HBox(layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start"))
-        self.again = [_button("◀ back"), _button("next ▶")]
+        self.again = [button("◀ back"), button("next ▶")]
         self.suggest.disabled = self.overwrite.disabled = captioner is None
         if captioner is None:
             self.suggest.tooltip = "choose a captioner in the form above, and run this cell again"
@@ -161,8 +160,8 @@ class Gallery:
         for name in names.split():
             getattr(self, name).add_class(f"lace-gallery-{name}")
         self.view.observe(lambda _: self._choose(), names="value")
-        for button, step in zip((self.back, self.next, *self.again), (-1, 1, -1, 1), strict=True):
-            self._on_click(button, partial(self._turn, step))
+        for turning, step in zip((self.back, self.next, *self.again), (-1, 1, -1, 1), strict=True):
+            self._on_click(turning, partial(self._turn, step))
         self._on_click(self.replace, self._replace_all)
         self._on_click(self.undo, self._undo)
         self._on_click(self.suggest, self._suggest)
@@ -178,7 +177,7 @@ class Gallery:
 
     def show(self, page: int) -> None:
         """Fill the tiles with a page of the chosen view; beyond the last page stays the last."""
-        with _telling(self._say):
+        with telling(self._say):
             self._album.save()
         pages = max(1, -(-len(self._shown) // PAGE))
         self._page = min(max(0, page), pages - 1)
@@ -189,10 +188,10 @@ class Gallery:
                 self.fields(name).fill()
             tile.show(name, self.fields(name) if name else None)
         self.where.value = f"page {self._page + 1} of {pages} ({len(self._shown)} pictures)"
-        for button in (self.back, self.again[0]):
-            button.disabled = self._page == 0
-        for button in (self.next, self.again[1]):
-            button.disabled = self._page + 1 == pages
+        for turning in (self.back, self.again[0]):
+            turning.disabled = self._page == 0
+        for turning in (self.next, self.again[1]):
+            turning.disabled = self._page + 1 == pages
         self.preparing.children = []
         self._lay_out("")
         self._count()
@@ -219,7 +218,7 @@ class Gallery:
     def _on_click(self, button: ipywidgets.Button, act: Callable[[], None]) -> None:
         def clicked(_: Any) -> None:
             self._say("")
-            with _telling(self._say):
+            with telling(self._say):
                 act()
 
         button.on_click(clicked)
@@ -279,22 +278,20 @@ class Gallery:
     def _finding(self, finding: Finding) -> ipywidgets.Widget:
         concerned = f"{printable(finding.names[0])}" if finding.names else ""
         more = f" and {len(finding.names) - 1} more" if len(finding.names) > 1 else ""
-        words = ipywidgets.HTML(_words(f"{concerned}{more}{': ' if concerned else ''}{finding.sentence}"))
-        look = _button("show them")
-        look.add_class("lace-gallery-look")
+        words = ipywidgets.HTML(message(f"{concerned}{more}{': ' if concerned else ''}{finding.sentence}"))
+        look = button("show them", "lace-gallery-look")
         self._on_click(look, partial(self._look_at, [name for name in finding.names if name in self._album.cards]))
         if finding.mend is None:
             return ipywidgets.HBox([look, words] if finding.names else [words])
-        button = _button("mend it")
-        button.add_class("lace-gallery-mend")
+        mending = button("mend it", "lace-gallery-mend")
 
         def mend() -> None:
             count = self._album.mend(finding)
             self._refill(f"mended {count} captions; undo takes it back")
             self.findings.children = [self._finding(one) for one in self._album.lint()]
 
-        self._on_click(button, mend)
-        return ipywidgets.HBox([button, look, words], layout=ipywidgets.Layout(align_items="center"))
+        self._on_click(mending, mend)
+        return ipywidgets.HBox([mending, look, words], layout=ipywidgets.Layout(align_items="center"))
 
     def _show_all(self) -> None:
         self.view.value = "all"
@@ -306,12 +303,11 @@ class Gallery:
 
     def _prepare(self, name: str) -> None:
         """A form of its own for each picture, so that a slider's late message reaches the picture it was moved for."""
-        with _telling(self._say):
+        with telling(self._say):
             form = SwatchForm(partial(self._keep_swatch, name))
             form.fill(self._album.picture(name), self._album.cards[name].swatch)
             title = ipywidgets.HTML(f"<b>{html.escape(printable(name))}</b>: its file is never changed")
-            done = _button("close")
-            done.add_class("lace-gallery-close")
+            done = button("close", "lace-gallery-close")
             self._on_click(done, partial(self._lay_out, ""))
             self.preparing.children = [title, form.widget, done]
             self._lay_out(name)
@@ -332,11 +328,7 @@ class Gallery:
         self.counts.value = self._album.counts()
 
     def _say(self, words: str, is_wrong: bool = False) -> None:
-        self.said.value = _words(words, is_wrong)
-
-
-def _button(words: str) -> ipywidgets.Button:
-    return ipywidgets.Button(description=words, layout=ipywidgets.Layout(width="auto"))
+        self.said.value = message(words, is_wrong)
 
 
 def _about(card: Card) -> str:
@@ -346,22 +338,3 @@ def _about(card: Card) -> str:
     rows = [f"<b style='color:{colour}'>{sign}</b> {html.escape(printable(card.name))}"]
     rows += [f"<span style='opacity:0.75'>{html.escape(text)}</span>" for text in (*marks, *card.problems)]
     return f"<div style='line-height:1.25;overflow-wrap:anywhere'>{'<br>'.join(rows)}</div>"
-
-
-def _words(text: str, is_wrong: bool = False) -> str:
-    if not text:
-        return ""
-    role, colour = ("alert", "#c53030") if is_wrong else ("status", "inherit")
-    shown = html.escape(text).replace("\n", "<br>")
-    return f"<span role='{role}' style='color:{colour};line-height:1.3'>{shown}</span>"
-
-
-@contextmanager
-def _telling(say: Callable[[str, bool], None]) -> Iterator[None]:
-    """An error in a widget's callback would be lost in a log that nobody sees: it is said instead."""
-    try:
-        yield
-    except LaceError as error:
-        say(str(error), True)
-    except Exception as error:
-        say(f"Something unforeseen went wrong ({type(error).__name__}: {error}).", True)
