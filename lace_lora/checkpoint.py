@@ -65,6 +65,31 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
             raise
 
 
+def write_new(path: Path, data: bytes) -> bool:
+    """Write a file that is not there yet; False where another process has written it first, whose content stays.
+
+    Where the file system knows no hard links (Drive), of two processes at one moment the last one counts.
+    """
+    partial = partial_of(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                _flush(file.fileno())
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                if path.exists():
+                    return False
+                os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return True
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log in a single write, so that a cut can only lose or shorten the last line."""
     with writing(path), open(path, "ab") as file:
@@ -74,14 +99,14 @@ def append_line(path: Path, line: str) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; a last line that a cut left half is passed over. No file gives no rows."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a text may hold other line breaks
     except FileNotFoundError:
         return []
     rows = []
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
     return rows
 

@@ -53,6 +53,7 @@ GROUPS = {
     "training": "Training",
     "keeping": "Keeping what is finished",
     "pictures out": "New designs",
+    "finishing": "Made of each design",
 }
 
 
@@ -132,19 +133,40 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     log_with: Literal["auto", "none", "tensorboard", "wandb"] = setting("auto", "keeping", "where losses are also sent; auto takes TensorBoard where it is installed")
 
     sheet_name: str = setting("sheet", "pictures out", "folder for the new designs; other prompts never overwrite it", pattern=r"^[\w][\w .-]{0,63}$")
-    prompts: tuple[str, ...] = setting((), "pictures out", "what you want to see, one prompt a line; empty means the instance prompt")
+    prompts: tuple[str, ...] = setting((), "pictures out", "what you want to see, one prompt a line; {white|cream} takes turns; empty means the instance prompt")
+    prompts_file: str | None = setting(None, "pictures out", "a file of prompts (.txt, .csv, .jsonl or .yaml; rows may have their own count, seed, negative_prompt, width and height), or captions for what is written about your photographs; empty means prompts")
+    base_prompt: str | None = setting(None, "pictures out", "words around every prompt, which stands at {prompt}, or behind them; empty is none")
     negative_prompt: str = setting("grainy, low quality", "pictures out", "what you do not want to see")
     num_images: int = setting(24, "pictures out", "new designs in all, shared out over the prompts", "pictures", ge=1, le=100_000)
     width: int | None = setting(None, "pictures out", "width of a design; empty means the size that was trained", "px", ge=32, le=4096, multiple_of=8)
     height: int | None = setting(None, "pictures out", "height of a design; empty means the size that was trained", "px", ge=32, le=4096, multiple_of=8)
     num_inference_steps: int = setting(30, "pictures out", "denoising steps of base and refiner together", "steps", ge=2, le=200)
     guidance_scale: float = setting(5.0, "pictures out", "how strictly the prompt is followed", ge=1, le=30)
-    scheduler: Literal["dpmpp_2m", "euler", "ddim"] = setting("dpmpp_2m", "pictures out", "sampler; dpmpp_2m is DPM-Solver++ multistep")
+    guidance_until: float = setting(1.0, "pictures out", "share of the steps that follow the prompt strictly; 0.8 saves a tenth of the work", gt=0, le=1)
+    start_picture: str | None = setting(None, "pictures out", "a sketch or photograph that every design begins with; empty begins with noise")
+    start_strength: float = setting(0.6, "pictures out", "how much may change of the picture that is begun with", gt=0, le=1)
+    repeat: Literal["none", "straight", "half-drop", "brick", "band"] = setting("none", "pictures out", "how tiles of the design join without a seam: straight, half-drop (columns drop by half), brick (rows shift by half), band (along its length only, an edging); none is a single picture")
+    repeat_from: float = setting(0.0, "pictures out", "share of the steps after which the edges of a repeat are joined; 0 joins them from the first, 0.6 keeps the composition of a single picture", ge=0, le=0.9)
+    scheduler: Literal["dpmpp_2m", "dpmpp_2m_karras", "unipc", "euler", "ddim"] = setting("dpmpp_2m", "pictures out", "sampler; dpmpp_2m is DPM-Solver++ multistep, _karras gives more of its steps to fine detail")
     lora_scale: float = setting(1.0, "pictures out", "strength of your style; 0 is the base model alone", ge=-2, le=3)
     refine: Literal["ensemble", "img2img", "none"] = setting("ensemble", "pictures out", "how the refiner works: in the last part of one schedule, on the finished picture, or not at all")
     refiner_start: float = setting(0.85, "pictures out", "where in the schedule an ensemble refiner takes over; early wipes out fine threads", gt=0, lt=1)
     refine_strength: float = setting(0.3, "pictures out", "how much an img2img refiner may change", gt=0, le=1)
+    print_width_cm: float | None = setting(None, "pictures out", "width of one design in print; empty means its pixels at dpi", "cm", ge=0.1, le=500)
+    dpi: float = setting(300.0, "pictures out", "resolution in print, written into every file", "px/inch", ge=30, le=2400)
     image_format: Literal["png", "jpg"] = setting("png", "pictures out", "file format of the new designs")
+    favourites_of: str | None = setting(None, "pictures out", "a sheet of this run: draw its starred designs again, with the settings that stand, such as another refine; empty means prompts")
+    vary: str | None = setting(None, "pictures out", "a design to vary, such as sheet/3: its prompt with other seeds, num_images times; empty means prompts")
+    vary_by: Literal["seed", "picture"] = setting("seed", "pictures out", "what a variation shares with its design: the prompt only, or also the picture, of which start_strength may change")
+    shard: str | None = setting(None, "pictures out", "which part of the sheet this process makes, such as 2/4 for the second of four; empty makes all", pattern=r"^[1-9]\d{0,4}/[1-9]\d{0,4}$")
+
+    preview: Literal["auto", "none", "plain", "mirrored"] = setting("auto", "finishing", "each design laid 3 by 3 as on cloth; auto where it repeats, mirrored turns every other tile over")
+    mask: bool = setting(False, "finishing", "also a mask of the lace, and the lace cut out with a clear ground")
+    outline: bool = setting(False, "finishing", "also the outline of the lace as an SVG drawing in centimetres; needs the package vtracer")
+    lace: Literal["auto", "light", "dark"] = setting("auto", "finishing", "whether the thread is lighter or darker than its ground")
+    threshold: Literal["auto", "otsu", "local"] = setting("auto", "finishing", "how thread and ground are told apart: one tone for the whole picture, or with the light nearby")
+    upscale: float = setting(1.0, "finishing", "also a copy with so many times as many pixels a side, which keeps the seam; 1 is off", "times", ge=1, le=8)
+    zip: bool = setting(True, "finishing", "also all of the finished sheet in one zip")
     # fmt: on
     # Names given as explicit overrides (form, -p, --rank): only these beat the demo preset. See presets.settle.
     _overridden: frozenset[str] = PrivateAttr(default=frozenset())
@@ -361,7 +383,8 @@ def _kind_text(field: FieldInfo) -> str:
         return "true or false"
     if isinstance(field.default, tuple):
         return "a list of texts"
-    return "letters, digits, spaces, dots and hyphens (64 at most)" if "pattern" in str(field.metadata) else "a text"
+    named = "a part such as 2/4" if field.default is None else "letters, digits, spaces, dots and hyphens (64 at most)"
+    return named if "pattern" in str(field.metadata) else "a text"
 
 
 def _as_number(value: Any) -> float | None:

@@ -123,12 +123,13 @@ def _given(config: Config) -> list[str]:
 
     Those at their default too: a config.yaml or a preset that the processes find would else take their place.
     """
+    draws_only = dict(settings_of.fields_of("pictures out") + settings_of.fields_of("finishing"))
     words = []
     for name in Config.model_fields:
         value = getattr(config, name)
         if name in _SKIPPED or value == ():
             continue
-        if name in dict(settings_of.fields_of("pictures out")) and not _decides_training(name, config):
+        if name in draws_only and not _decides_training(name, config):
             continue
         texts = value if isinstance(value, tuple) else [value]
         for text in texts:

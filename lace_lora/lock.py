@@ -1,4 +1,4 @@
-"""One training at a time in a run's folder, by a small file that names who is at work there.
+"""One process at a time at a run or at a sheet, by a small file in its folder that names who is at work there.
 
 File locks of the operating system do not reach through Google Drive, so the file tells of itself: which process of
 which machine, and when it last gave a sign of life. What a killed process left is recognised and taken over.
@@ -48,17 +48,23 @@ class Holder:
 
 
 @contextmanager
-def lock(folder: Path, say: Say) -> Iterator[None]:
-    """Keep other processes from training into a folder while the block runs; clear away what killed ones left there.
+def lock(
+    folder: Path, say: Say, name: str = LOCK, work: str = "trained", instead: str = "choose another run_name"
+) -> Iterator[None]:
+    """Keep other processes from working in a folder while the block runs; clear away what killed ones left there.
+
+    name     of the lock's file
+    work     what is done to the folder, and what a person can do instead of waiting, in the sentences that are said
+    instead
 
     The lock of a process that died on this machine is taken over at once, that of another machine when it gave no sign
-    of life for SILENT_SECONDS: as long is waited, saying so. Raises RunError that names who trains there already.
+    of life for SILENT_SECONDS: as long is waited, saying so. Raises RunError that names who is at work there already.
     """
-    path, now = folder / LOCK, time.time()
+    path, now = folder / name, time.time()
     started = psutil.Process().create_time()
     token = os.urandom(8).hex()
     mine = Holder(platform.node(), checkpoint.this_machine(), os.getpid(), started, now, now, token)
-    _take(path, mine, say)
+    _take(path, mine, say, work, instead)
     over = threading.Event()
     sign = threading.Thread(target=_give_signs, args=(path, mine, over, say), name=_thread_name(mine), daemon=True)
     sign.start()
@@ -73,10 +79,10 @@ def lock(folder: Path, say: Say) -> Iterator[None]:
                 path.unlink()
 
 
-def holder_of(folder: Path) -> Holder | None:
-    """Who trains in a folder as its lock tells, alive or not; None where there is none, or none that can be read."""
+def holder_of(folder: Path, name: str = LOCK) -> Holder | None:
+    """Who works in a folder as its lock tells, alive or not; None where there is none, or none that can be read."""
     try:
-        return Holder(**json.loads((folder / LOCK).read_text(encoding="utf-8")))
+        return Holder(**json.loads((folder / name).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -90,34 +96,34 @@ def is_held(folder: Path) -> bool:
 # -- inside --
 
 
-def _take(path: Path, mine: Holder, say: Say) -> None:
+def _take(path: Path, mine: Holder, say: Say, work: str, instead: str) -> None:
     """Write the own lock when the folder is free, waiting for another machine that may be gone."""
     first: Holder | None = None
     while True:
         with checkpoint.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _alone(path.parent):
-                found = holder_of(path.parent)
+                found = holder_of(path.parent, path.name)
                 if found is None or _is_gone(found):
                     _write(path, mine)
                     break
         has_spoken = first is not None and (found.token, found.refreshed) != (first.token, first.refreshed)
         if found.machine == mine.machine or has_spoken:
-            raise RunError(_refusal(path, found))
+            raise RunError(_refusal(path, found, work, instead))
         if first is None:
             first = found
             say(
-                f"{path.parent.name} was trained by {found}. It gave its last sign of life at "
+                f"{path.parent.name} was {work} by {found}. It gave its last sign of life at "
                 f"{_clock(found.refreshed)}; if none follows until {_clock(found.refreshed + SILENT_SECONDS)}, "
                 "this one goes on in its place."
             )
         time.sleep(LOOK_SECONDS)
     if found is not None:
-        say(f"{path.parent.name} was trained by {found}, which ended without a word; this one goes on in its place.")
+        say(f"{path.parent.name} was {work} by {found}, which ended without a word; this one goes on in its place.")
 
 
 def _is_gone(holder: Holder) -> bool:
-    """Whether nobody trains under a lock any more."""
+    """Whether nobody works under a lock any more."""
     if holder.machine != checkpoint.this_machine():
         return time.time() - holder.refreshed > SILENT_SECONDS
     if holder.pid == os.getpid():  # an earlier cell of this notebook, which could not delete its lock
@@ -125,10 +131,10 @@ def _is_gone(holder: Holder) -> bool:
     return not checkpoint.is_running(holder.pid, holder.started)
 
 
-def _refusal(path: Path, holder: Holder) -> str:
+def _refusal(path: Path, holder: Holder, work: str, instead: str) -> str:
     return (
-        f"{path.parent} is being trained already, by {holder}. Wait until it has ended or stop it there, or choose "
-        f"another run_name. If nothing trains there any more, delete {path}."
+        f"{path.parent} is being {work} already, by {holder}. Wait until it has ended or stop it there, or {instead}. "
+        f"If nothing is at work there any more, delete {path}."
     )
 
 
@@ -138,7 +144,7 @@ def _give_signs(path: Path, mine: Holder, over: threading.Event, say: Say) -> No
         with suppress(OSError, LaceError):  # a Drive that does not answer now may do so the next time
             found = _read(path)
             if found != mine.token and found is not None:
-                say(f"Another process trains in {path.parent} too by now. Stop one of them.")
+                say(f"Another process works in {path.parent} too by now. Stop one of them.")
                 return
             # Not where the folder is gone: writing there would make one on the disk below a Drive that was unmounted.
             if path.parent.is_dir() and not over.is_set():
@@ -146,7 +152,7 @@ def _give_signs(path: Path, mine: Holder, over: threading.Event, say: Say) -> No
 
 
 def _read(path: Path) -> str | None:
-    found = holder_of(path.parent)
+    found = holder_of(path.parent, path.name)
     return found.token if found else None
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "read_details",
     "read_parameters",
     "slug",
+    "stacked",
     "strip",
     "thumbnail",
     "write_picture",
@@ -41,7 +42,13 @@ _GAP_PX = 8
 # Pillow's own font lacks Turkish letters; these are on Linux and Colab, on Windows and on macOS.
 _FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf", "Helvetica.ttc")
 
-_SAMPLERS = {"dpmpp_2m": "DPM++ 2M", "euler": "Euler", "ddim": "DDIM"}  # our setting -> A1111's name
+_SAMPLERS = {  # our setting -> A1111's name
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "unipc": "UniPC",
+    "euler": "Euler",
+    "ddim": "DDIM",
+}
 
 
 # Sheets
@@ -90,6 +97,26 @@ def strip(
     if len(row_labels) != len(rows):
         raise PicturesError(f"A strip needs one label a row: {len(row_labels)} for {len(rows)} rows.")
     return _lay_out(rows, thumb_px, left=row_labels, top=column_labels, title=title)
+
+
+def stacked(sheets: Sequence[tuple[str, Image.Image]], font_px: int = 18) -> Image.Image:
+    """Sheets below each other, each under its heading, which takes as many lines as it needs (eight at most).
+
+    Raises PicturesError if there are none.
+    """
+    if not sheets:
+        raise PicturesError("There are no sheets to put on a page; make or choose some pictures first.")
+    font = font_of(font_px)
+    width = max(sheet.width for _, sheet in sheets)
+    headings = [wrapped(heading, font, width - 2 * _GAP_PX, 8) for heading, _ in sheets]
+    heights = [_GAP_PX + len(lines) * line_height(font) for lines in headings]
+    page = Image.new("RGB", (width, sum(heights) + sum(sheet.height for _, sheet in sheets)), _PAPER)
+    draw, y = ImageDraw.Draw(page), 0
+    for lines, height, (_, sheet) in zip(headings, heights, sheets, strict=True):
+        _write(draw, _GAP_PX, y + _GAP_PX, lines, font)
+        page.paste(sheet, (0, y + height))
+        y += height + sheet.height
+    return page
 
 
 def _lay_out(
@@ -203,11 +230,14 @@ def drawable(text: str, font: Font) -> str:
 # Files
 
 
-def write_picture(image: Image.Image, path: str | Path, parameters: str, details: Mapping[str, Any]) -> None:
+def write_picture(
+    image: Image.Image, path: str | Path, parameters: str, details: Mapping[str, Any], *, dpi: float | None = None
+) -> None:
     """Write a .png or .jpg, whole or not at all, that carries the text other tools read and our own JSON.
 
     parameters  what A1111 and Civitai show; see parameters_text
     details     our record of how it was made, plain values
+    dpi         px an inch in print; PNG keeps whole px a metre of it, JPEG whole px an inch
 
     PNG holds both as text chunks. JPEG (quality 95, full colour resolution) holds the text as EXIF UserComment, as
     A1111 does, and the JSON as the file's comment. The same picture and texts always give the same bytes.
@@ -216,15 +246,17 @@ def write_picture(image: Image.Image, path: str | Path, parameters: str, details
     parameters = parameters.encode("utf-8", "replace").decode()  # half characters have no place in a file
     content = json.dumps(details, default=str)  # ASCII, so that every reader agrees on what a text chunk says
     encoded = io.BytesIO()
+    density: dict[str, Any] = {"dpi": (dpi, dpi)} if dpi else {}
     if target.suffix.casefold() == ".png":
         info = PngInfo()
         info.add_text(PARAMETERS, parameters)  # becomes an iTXt chunk, UTF-8, where Latin-1 does not hold it
         info.add_text(DETAILS, content)
-        image.save(encoded, "PNG", pnginfo=info)
+        image.save(encoded, "PNG", pnginfo=info, **density)
     elif target.suffix.casefold() in (".jpg", ".jpeg"):
         comment = f"{DETAILS} {content}"
         exif = _exif_of(parameters)
-        image.convert("RGB").save(encoded, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=exif, comment=comment)
+        options = {"quality": JPEG_QUALITY, "subsampling": 0, "exif": exif, "comment": comment}
+        image.convert("RGB").save(encoded, "JPEG", **options, **density)
     else:
         raise SettingsError(f"{printable(target.name)}: pictures are written as png or jpg; correct image_format.")
     write_bytes(target, encoded.getvalue())

@@ -7,16 +7,37 @@
     class_images/
     adapter/pytorch_lora_weights.safetensors  adapter/<run_name>.safetensors  adapter/adapter.json
     adapter/concept_token.safetensors
-    images/<sheet_name>/refined_output_000.png  base_result_000.png  images.jsonl  contact_sheet.png
+    images/<sheet_name>/refined_output_000.png  base_result_000.png  images.jsonl  contact_sheet.png  request.json
+                        refined_output_000_repeat.png … (see page.BESIDE)  finishing.json  index.html  <sheet_name>.zip
+                        starred.json
     evaluation/scores.json  evaluation/base_versus_lora.png  report.html
+    evaluation/grid/grid.png  grid.json  cells/
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lace_lora.checkpoint import PARTIAL
 from lace_lora.config import Config
 from lace_lora.errors import RunError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several processes that share a sheet: its number, from 1, of how many."""
+
+    number: int = 1
+    of: int = 1
+
+    def owns(self, place: int) -> bool:
+        """Whether the thing at a place of a list, from 0, is this process's."""
+        return place % self.of == self.number - 1
+
+    @property
+    def suffix(self) -> str:
+        """What its own files have in their names; nothing where it is alone."""
+        return f"-{self.number}-of-{self.of}" if self.of > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,45 @@ class SheetFolder:
         """One row a picture."""
         return self.root / "images.jsonl"
 
+    def rows(self, shard: Shard) -> Path:
+        """The rows that a process writes: images.jsonl, or a file of its own such as images-1-of-2.jsonl."""
+        return self.root / f"images{shard.suffix}.jsonl"
+
+    def all_rows(self) -> list[Path]:
+        """Every file of rows that is there: images.jsonl, and those of processes that are not finished."""
+        return [self.manifest, *sorted(self.root.glob("images-*-of-*.jsonl"))]
+
+    def halved(self, shard: Shard) -> Path:
+        """Batches that a process had to halve, until the sheet is finished; then the request holds them."""
+        return self.root / f"halved{shard.suffix}.jsonl"
+
+    def all_halved(self) -> list[Path]:
+        """The same of every process."""
+        return sorted(self.root.glob("halved*.jsonl"))
+
+    def redrawn(self, shard: Shard) -> Path:
+        """Batches of pictures that were to be taken from an earlier sheet and are gone there, until it is finished."""
+        return self.root / f"redrawn{shard.suffix}.jsonl"
+
+    def all_redrawn(self) -> list[Path]:
+        """The same of every process."""
+        return sorted(self.root.glob("redrawn*.jsonl"))
+
+    @property
+    def finishing(self) -> Path:
+        """With which settings the files beside the pictures (masks, outlines, previews) were made."""
+        return self.root / "finishing.json"
+
+    @property
+    def index(self) -> Path:
+        """The page to look through."""
+        return self.root / "index.html"
+
+    @property
+    def zip(self) -> Path:
+        """All that is finished, to send or take away."""
+        return self.root / f"{self.root.name}.zip"
+
     @property
     def request(self) -> Path:
         """What was asked for, its digest, and the batches in which it is computed."""
@@ -39,6 +99,11 @@ class SheetFolder:
     def contact_sheet(self) -> Path:
         """All pictures of the folder on one page."""
         return self.root / "contact_sheet.png"
+
+    @property
+    def stars(self) -> Path:
+        """Which designs are favourites, by their numbers."""
+        return self.root / "starred.json"
 
     @property
     def latents(self) -> Path:
@@ -52,6 +117,32 @@ class SheetFolder:
     def base(self, number: int, image_format: str) -> Path:
         """The same picture before the refiner, such as base_result_003.png."""
         return self.root / f"base_result_{number:03d}.{image_format}"
+
+
+@dataclass(frozen=True)
+class GridFolder:
+    """One grid over checkpoints and strengths: a picture a cell, and all of them on a page."""
+
+    root: Path
+
+    @property
+    def request(self) -> Path:
+        """What was asked for, its digest, and which file stands in which cell."""
+        return self.root / "grid.json"
+
+    @property
+    def cells(self) -> Path:
+        """Parent of the pictures."""
+        return self.root / "cells"
+
+    @property
+    def latents(self) -> Path:
+        """Cells that are drawn and not yet pictures; gone when the grid is finished."""
+        return self.root / "latents"
+
+    def page(self, number: int) -> Path:
+        """A page of the grid, from 1 on: grid.png, grid-2.png, …"""
+        return self.root / ("grid.png" if number == 1 else f"grid-{number}.png")
 
 
 @dataclass(frozen=True)
@@ -172,7 +263,7 @@ class RunFolder:
         number = 1
         while True:
             sheet = self.sheet(name if number == 1 else f"{name}-{number}")
-            if not sheet.root.exists() or not any(sheet.root.iterdir()) or digest_of(sheet) == digest:
+            if _is_free(sheet, digest):
                 return sheet
             number += 1
 
@@ -191,6 +282,23 @@ class RunFolder:
         """Base model above LoRA at the same seeds."""
         return self.evaluation / "base_versus_lora.png"
 
+    def other_strip(self, number: int) -> Path:
+        """The strip of other prompts or settings, from 1 on: base_versus_lora.png, base_versus_lora-2.png, …"""
+        return self.strip if number == 1 else self.strip.with_name(f"{self.strip.stem}-{number}.png")
+
+    def grids(self) -> list[GridFolder]:
+        """The grids that there are, in no order."""
+        return [GridFolder(path.parent) for path in self.evaluation.glob("grid*/grid.json")]
+
+    def free_grid(self, digest: str) -> GridFolder:
+        """The grid that was asked for with this digest before, else the next free name: grid, grid-2, grid-3, …"""
+        number = 1
+        while True:
+            grid = GridFolder(self.evaluation / ("grid" if number == 1 else f"grid-{number}"))
+            if _is_free(grid, digest):
+                return grid
+            number += 1
+
     @property
     def report(self) -> Path:
         """One page about the run."""
@@ -208,8 +316,8 @@ class RunFolder:
         return self
 
 
-def digest_of(sheet: SheetFolder) -> str | None:
-    """The digest of what a sheet was asked for, or None when it holds none that can be read."""
+def digest_of(sheet: SheetFolder | GridFolder) -> str | None:
+    """The digest of what a sheet or a grid was asked for, or None when it holds none that can be read."""
     try:
         found = json.loads(sheet.request.read_text(encoding="utf-8")).get("digest")
         return str(found) if found else None
@@ -222,3 +330,9 @@ def runs_in(lora_output_dir: str | Path) -> list[RunFolder]:
     parent = Path(lora_output_dir).expanduser()
     found = [RunFolder(path.parent) for path in parent.glob("*/run.json")] if parent.is_dir() else []
     return sorted(found, key=lambda run: run.record.stat().st_mtime, reverse=True)
+
+
+def _is_free(folder: SheetFolder | GridFolder, digest: str) -> bool:
+    """Whether it is what was asked for with this digest before, or nothing but what a process was cut off writing."""
+    is_empty = not folder.root.exists() or all(path.suffix == PARTIAL for path in folder.root.iterdir())
+    return is_empty or digest_of(folder) == digest

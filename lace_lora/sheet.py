@@ -1,30 +1,29 @@
-"""A sheet of designs on the disk: its request, its rows, its pictures, and the latents between two stages.
+"""A sheet of designs on the disk: what was asked for, its rows and its pictures.
 
-A sheet that was cut off is finished with the same bytes: request.json holds the batches in which it is computed,
-images.jsonl one row for each finished picture, and latents/ what a stage left of a batch.
+request.json tells what was asked for, in which batches it is computed, and which pictures are those of an earlier
+sheet; it is written once. images.jsonl has one row for each finished picture; of several processes each writes rows of
+its own until the sheet is finished. So a sheet that was cut off is finished with the same bytes, by whomever.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from lace_lora import checkpoint, pictures
-from lace_lora.families.quiet import quiet
-from lace_lora.run_folder import RunFolder, SheetFolder
+from lace_lora import between_stages, checkpoint, page, pictures, stars
+from lace_lora.between_stages import Pictures
+from lace_lora.errors import PicturesError, RunError
+from lace_lora.run_folder import RunFolder, Shard, SheetFolder, digest_of
 
-with quiet():
-    import safetensors.torch
-    from safetensors import SafetensorError
-    from torch import Tensor
-
-# Not part of what was asked for: a sheet may be finished on another machine, and then says so in its rows.
-CIRCUMSTANCES = ("precision", "versions")
+# Not part of what was asked for: where it was drawn, and what was found. A sheet may be finished on another machine.
+FOUND = ("precision", "versions", "seam")
+PLACES = ("index", "base", "refined")  # where a picture lies in its sheet; the files themselves do not say it
 ON_CONTACT_SHEET = 240  # pictures; with more the page could not be opened
 
 
@@ -45,6 +44,13 @@ class Generation:
     refine_strength: float | None
     width: int
     height: int
+    repeat: str
+    repeat_from: float | None
+    guidance_until: float
+    start_picture: str | None  # its name; start_digest tells its content
+    start_digest: str | None
+    start_strength: float | None
+    dpi: float
     lora_scale: float
     concept_token: str
     adapter_digest: str
@@ -54,6 +60,7 @@ class Generation:
     base: Path
     refined: Path | None
     versions: Mapping[str, str] = field(repr=False)
+    seam: float | None = None  # how much sharper its own border is than the sharpest lines inside; see repeats
 
     @property
     def path(self) -> Path:
@@ -64,106 +71,277 @@ class Generation:
         """The picture as a row of images.jsonl: values that JSON knows, files by name only."""
         return asdict(self) | {"base": self.base.name, "refined": self.refined.name if self.refined else None}
 
+    def details(self) -> dict[str, Any]:
+        """What the file itself carries: all that is needed to draw it again, wherever it lies."""
+        return {name: value for name, value in self.row().items() if name not in PLACES}
+
+    def files(self) -> list[Path]:
+        """The unrefined and the refined picture, or the only one."""
+        return [self.base, self.refined] if self.refined else [self.base]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A request that has its folder: every picture with its paths, and which of them this process makes."""
+
+    folder: SheetFolder
+    pictures: tuple[Generation, ...]  # of the whole sheet
+    batches: list[Pictures]  # what is drawn
+    reused: dict[int, str]  # what is taken over: numbers of pictures, and the sheet in which they lie already
+
 
 def place(
-    run: RunFolder, name: str, wanted: Sequence[Generation], models: Sequence[str]
-) -> tuple[SheetFolder, list[Generation]]:
-    """The folder for a request, which was begun for it or is free, and its pictures with their paths there.
+    run: RunFolder,
+    name: str,
+    wanted: Sequence[Generation],
+    models: Sequence[str],
+    at_once: Mapping[tuple[int, int], int],
+    shard: Shard,
+) -> Placed:
+    """The folder for a request, which was begun for it or is free. Several processes may ask at one moment.
 
-    models  texts that tell the models apart, since two may have one name
+    models   texts that tell the models apart, since two may have one name
+    at_once  pictures in a batch, for each width and height; once begun, a sheet keeps its batches
     """
-    told = [{name: value for name, value in one.row().items() if name not in CIRCUMSTANCES} for one in wanted]
-    digest = hashlib.sha256(json.dumps([list(models), told], sort_keys=True).encode()).hexdigest()
-    folder = run.free_sheet(name, digest)
-    if not folder.request.is_file():
-        shared = {name: value for name, value in told[0].items() if all(row[name] == value for row in told)}
-        checkpoint.write_json(folder.request, {"digest": digest, "pictures": len(wanted), "shared": shared})
-    return folder, [_under(folder.root, one) for one in wanted]
+    told = [{name: value for name, value in one.row().items() if name not in FOUND} for one in wanted]
+    digest = _digest([list(models), told])
+    while True:
+        folder = run.free_sheet(name, digest)
+        if not folder.request.is_file():
+            reused = _earlier(run, folder, _digest(list(models)), wanted)
+            shared = {name: value for name, value in told[0].items() if all(row[name] == value for row in told)}
+            request = {
+                "digest": digest,
+                "models": _digest(list(models)),
+                "pictures": len(wanted),
+                "shared": shared,
+                "reused": reused,
+                "batches": _batches([one for one in wanted if str(one.index) not in reused], at_once),
+            }
+            checkpoint.write_new(folder.request, _json(request))
+        if digest_of(folder) == digest:
+            break
+    begun = _request(folder)
+    placed = tuple(replace(one, base=folder.root / one.base, refined=_under(folder, one.refined)) for one in wanted)
+    again = _redrawn(folder)
+    gone = set(chain(*again))
+    batches = [batch for number, batch in enumerate(map(tuple, begun["batches"])) if shard.owns(number)]
+    batches += [batch for batch in again if shard.owns(batch[0])]
+    taken = {int(index): str(sheet) for index, sheet in begun["reused"].items() if int(index) not in gone}
+    return Placed(folder, placed, batches, {index: taken[index] for index in taken if shard.owns(index)})
 
 
-def batches_of(folder: SheetFolder, count: int, batch: int) -> tuple[tuple[int, ...], ...]:
-    """Which pictures are computed together: as recorded when the sheet was begun, else in batches of `batch`."""
-    request = json.loads(folder.request.read_text(encoding="utf-8"))
-    recorded = request.get("batches", [])
-    if sorted(index for one in recorded for index in one) != list(range(count)):
-        recorded = [list(range(start, min(start + batch, count))) for start in range(0, count, batch)]
-        checkpoint.write_json(folder.request, request | {"batches": recorded})
-    return tuple(tuple(one) for one in recorded)
+def halvings(folder: SheetFolder) -> list[between_stages.Halving]:
+    """Batches that had to be halved, in order."""
+    return between_stages.recorded(folder, _request(folder).get("halved", ()))
 
 
 def read_finished(folder: SheetFolder, wanted: Sequence[Generation]) -> dict[int, Generation]:
-    """Pictures that are complete: a row and its files.
-
-    The rows are put in order first: a cut can leave the last one half, and the next would be added to that half.
-    """
-    rows = {row.get("index"): row for row in checkpoint.read_json_lines(folder.manifest)}
-    found = {}
-    for one in wanted:
-        row = rows.get(one.index)
-        if row and one.base.is_file() and (one.refined is None or one.refined.is_file()):
-            found[one.index] = replace(one, **{name: row[name] for name in CIRCUMSTANCES})
-    _write_rows(folder, found.values())
-    return found
+    """Pictures that are complete, by whichever process: a row and its files."""
+    rows = {row["index"]: row for row in _rows_of(folder)}
+    return {
+        one.index: replace(one, **{name: rows[one.index][name] for name in FOUND})
+        for one in wanted
+        if one.index in rows and all(checkpoint.size_of(path) for path in one.files())
+    }
 
 
-def add(folder: SheetFolder, one: Generation, base: Image.Image, refined: Image.Image | None) -> None:
+def mend(folder: SheetFolder, shard: Shard) -> None:
+    """Put in order what a cut left: half a last row, to which the next would be added."""
+    for path in (folder.rows(shard), folder.halved(shard), folder.redrawn(shard)):
+        if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+            checkpoint.write_bytes(path, text[: text.rfind(b"\n") + 1])
+
+
+def take_over(placed: Placed, run: RunFolder, indexes: Iterable[int], shard: Shard) -> Iterator[Generation]:
+    """Take pictures from the sheets in which they lie already; those that are gone from there since are left out."""
+    lying: dict[str, dict[str, dict[str, Any]]] = {}
+    for index in indexes:
+        one, name = placed.pictures[index], placed.reused[index]
+        source = run.sheet(name)
+        if name not in lying:
+            lying[name] = {_recipe(row): row for row in _rows_of(source)}
+        found = lying[name].get(_recipe(one.row()))
+        if found is None or not all(_is_as_drawn(source.root / found[kind], found) for kind in _kinds(one)):
+            continue
+        done = replace(one, **{name: found[name] for name in FOUND})
+        for path, earlier in zip(one.files(), (found["base"], found["refined"]), strict=False):
+            if found["dpi"] == one.dpi:
+                checkpoint.write_bytes(path, (source.root / earlier).read_bytes())
+            else:  # the same pixels for another size in print
+                with Image.open(source.root / earlier) as image:
+                    _write(image.convert("RGB"), path, done)
+        checkpoint.append_line(placed.folder.rows(shard), _line(done))
+        yield done
+
+
+def draw_anew(
+    placed: Placed, indexes: Sequence[int], at_once: Mapping[tuple[int, int], int], shard: Shard
+) -> list[Pictures]:
+    """Batches for own pictures that were to be taken from an earlier sheet and are gone from there; recorded."""
+    batches = []
+    for owner in dict.fromkeys(index % shard.of for index in indexes):  # one, unless others' are done alone
+        same = [placed.pictures[index] for index in indexes if index % shard.of == owner]
+        batches += [tuple(batch) for batch in _batches(same, at_once)]
+    for batch in batches:
+        checkpoint.append_line(placed.folder.redrawn(shard), json.dumps(list(batch)))
+    return batches
+
+
+def add(folder: SheetFolder, one: Generation, base: Image.Image, refined: Image.Image | None, shard: Shard) -> None:
     """Write a finished picture, unrefined and refined, and then its row. The files carry what made them."""
-    for image, path in ((base, one.base), (refined, one.refined)):
-        if image is not None and path is not None:
-            pictures.write_picture(image, path, pictures.parameters_text(one.row()), one.row())
-    checkpoint.append_line(folder.manifest, _line(one))
+    for image, path in zip((base, refined), one.files(), strict=False):
+        if image is not None:
+            _write(image, path, one)
+    checkpoint.append_line(folder.rows(shard), _line(one))
 
 
-def close(folder: SheetFolder, done: Sequence[Generation]) -> None:
-    """Finish a sheet: rows in order, all pictures on one page, nothing left between stages."""
-    _write_rows(folder, done)
-    write_contact_sheet(folder, done)
+def close(folder: SheetFolder, done: Sequence[Generation], *, pack: bool) -> None:
+    """Finish a sheet: rows in order, all pictures on one page and in one zip, nothing left between stages.
+
+    Several processes may do it at one moment: each writes the same.
+    """
+    rows = "".join(_line(one) + "\n" for one in done).encode("utf-8")
+    if not folder.manifest.is_file() or folder.manifest.read_bytes() != rows:
+        checkpoint.write_bytes(folder.manifest, rows)
+    request = _request(folder)
+    halved, again = halvings(folder), _redrawn(folder)
+    if halved or again:
+        reused = {index: sheet for index, sheet in request["reused"].items() if int(index) not in set(chain(*again))}
+        batches = [*request["batches"], *(list(batch) for batch in again if list(batch) not in request["batches"])]
+        more = {"halved": [asdict(one) for one in halved]} if halved else {}
+        checkpoint.write_bytes(folder.request, _json(request | {"reused": reused, "batches": batches} | more))
+    show(folder, done)
+    if pack:
+        page.zipped(folder)
+    else:
+        folder.zip.unlink(missing_ok=True)  # one of earlier would not hold what came since
+    for path in [*folder.all_rows()[1:], *folder.all_halved(), *folder.all_redrawn()]:
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder.latents, ignore_errors=True)
 
 
-def write_contact_sheet(folder: SheetFolder, done: Sequence[Generation]) -> None:
-    """Put the finished pictures on one page, all of them or those that there are when somebody stopped."""
+def is_closed(folder: SheetFolder, *, pack: bool) -> bool:
+    """Whether a sheet of which nothing is missing was finished as a whole; its stars may have changed since."""
+    whole = [folder.contact_sheet, folder.index, *([folder.zip] if pack else [])]
+    left = [*folder.all_rows()[1:], *folder.all_halved(), *folder.all_redrawn()]
+    is_closed = all(path.is_file() for path in whole) and not left
+    if is_closed:
+        page.write(folder, stars.read(folder))
+    return is_closed
+
+
+def show(folder: SheetFolder, done: Sequence[Generation]) -> None:
+    """Put the finished pictures on one sheet and one page: all, or those that there are when somebody stopped."""
     shown = done[:ON_CONTACT_SHEET]
-    page = pictures.contact_sheet([one.path for one in shown], labels=[f"{one.index}: {one.prompt}" for one in shown])
-    checkpoint.write_file(folder.contact_sheet, lambda path: page.save(path, "PNG"))
-
-
-def keep(folder: SheetFolder, stage: str, batch: int, tensors: Mapping[str, Tensor]) -> None:
-    """Put down what a stage made of a batch."""
-    checkpoint.write_bytes(_kept_at(folder, stage, batch), safetensors.torch.save(dict(tensors)))
-
-
-def kept(folder: SheetFolder, stage: str, batch: int) -> dict[str, Tensor] | None:
-    """What a stage made of a batch, or None where there is nothing that can be read."""
-    path = _kept_at(folder, stage, batch)
-    try:
-        found: dict[str, Tensor] | None = safetensors.torch.load_file(path) if path.is_file() else None
-    except SafetensorError:
-        return None
-    return found
-
-
-def forget(folder: SheetFolder, stage: str, batch: int) -> None:
-    """Delete what a stage left of a batch, once its pictures are finished."""
-    _kept_at(folder, stage, batch).unlink(missing_ok=True)
+    labels = [f"{one.index}: {words}" for one, words in zip(shown, _apart([one.prompt for one in shown]), strict=True)]
+    laid = pictures.contact_sheet([one.path for one in shown], labels=labels)
+    checkpoint.write_file(folder.contact_sheet, lambda path: laid.save(path, "PNG"))
+    page.write(folder, stars.read(folder))
 
 
 # -- inside --
 
 
-def _under(root: Path, one: Generation) -> Generation:
-    return replace(one, base=root / one.base, refined=root / one.refined if one.refined else None)
+def _apart(prompts: Sequence[str]) -> list[str]:
+    """Prompts without the words with which all of them begin: the concept token would take the room of what differs."""
+    words = [prompt.split() for prompt in prompts]
+    same = 0
+    while (
+        len(set(prompts)) > 1 and all(len(one) > same + 1 for one in words) and len({one[same] for one in words}) == 1
+    ):
+        same += 1
+    return [" ".join(["…", *one[same:]]) if same else prompt for one, prompt in zip(words, prompts, strict=True)]
 
 
-def _kept_at(folder: SheetFolder, stage: str, batch: int) -> Path:
-    return folder.latents / f"{stage}-{batch:05d}.safetensors"
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _write_rows(folder: SheetFolder, done: Iterable[Generation]) -> None:
-    text = "".join(_line(one) + "\n" for one in done)
-    before = folder.manifest.read_bytes() if folder.manifest.is_file() else b""
-    if text.encode("utf-8") != before:
-        checkpoint.write_text(folder.manifest, text)
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _request(folder: SheetFolder) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(folder.request.read_text(encoding="utf-8"))
+        if {"digest", "models", "reused", "batches"} <= found.keys():
+            return found
+    except (ValueError, AttributeError) as error:
+        raise RunError(_damaged(folder)) from error
+    raise RunError(_damaged(folder))
+
+
+def _damaged(folder: SheetFolder) -> str:
+    return f"{folder.request} is damaged. Choose another sheet_name; the pictures that are there stay."
+
+
+def _redrawn(folder: SheetFolder) -> list[Pictures]:
+    """Batches of pictures that were gone from the earlier sheet, by whichever process."""
+    rows: list[Any] = [row for path in folder.all_redrawn() for row in checkpoint.read_json_lines(path)]
+    return [tuple(row) for row in rows if isinstance(row, list) and row]
+
+
+def _under(folder: SheetFolder, path: Path | None) -> Path | None:
+    return folder.root / path if path else None
+
+
+def _batches(wanted: Sequence[Generation], at_once: Mapping[tuple[int, int], int]) -> list[list[int]]:
+    """Pictures of one size in batches, sizes in the order in which they come."""
+    batches: list[list[int]] = []
+    for size in dict.fromkeys((one.width, one.height) for one in wanted):
+        same = [one.index for one in wanted if (one.width, one.height) == size]
+        batches += map(list, between_stages.cut(same, at_once[size]))
+    return batches
+
+
+def _earlier(run: RunFolder, folder: SheetFolder, models: str, wanted: Sequence[Generation]) -> dict[str, str]:
+    """Which of the wanted pictures lie in an earlier sheet of the run already, drawn by the same models: its name."""
+    lying: dict[str, str] = {}
+    for sheet in map(SheetFolder, sorted(run.sheets.glob("*/"))):
+        if sheet.root != folder.root and _models_of(sheet) == models:
+            lying |= {_recipe(row): sheet.root.name for row in _rows_of(sheet)}
+    found = {str(one.index): lying.get(_recipe(one.row())) for one in wanted} if lying else {}
+    return {index: sheet for index, sheet in found.items() if sheet}
+
+
+def _models_of(sheet: SheetFolder) -> str | None:
+    try:
+        return str(_request(sheet)["models"])
+    except (OSError, RunError):  # another folder, or a damaged request
+        return None
+
+
+def _rows_of(sheet: SheetFolder) -> list[dict[str, Any]]:
+    """The rows of pictures that are there, by whichever process, that tell all that ours tell."""
+    told = {one.name for one in fields(Generation)}
+    return [row for row in stars.rows(sheet).values() if told <= row.keys() and row["base"]]
+
+
+def _kinds(one: Generation) -> list[str]:
+    return ["base", "refined"] if one.refined else ["base"]
+
+
+def _is_as_drawn(path: Path, row: Mapping[str, Any]) -> bool:
+    """Whether a picture is the one that its row tells of, and no other program saved it since."""
+    try:
+        details = pictures.read_details(path)
+    except PicturesError:
+        return False
+    return details == {name: row[name] for name in details if name in row} and "seed" in details
+
+
+def _recipe(row: Mapping[str, Any]) -> str:
+    """All that decides the pixels and the kind of file. Resolution in print can be changed in a PNG, not in a JPEG."""
+    is_png = row["base"].endswith(".png")
+    left_out = ("versions", "seam", *PLACES, *(["dpi"] if is_png else []))
+    told = {name: value for name, value in row.items() if name not in left_out}
+    return json.dumps([told, Path(row["base"]).suffix], sort_keys=True)
+
+
+def _write(image: Image.Image, path: Path, one: Generation) -> None:
+    details = one.details()
+    pictures.write_picture(image, path, pictures.parameters_text(details), details, dpi=one.dpi)
 
 
 def _line(one: Generation) -> str:

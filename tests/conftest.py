@@ -45,6 +45,32 @@ def tiny_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_refiner(tmp_path_factory.mktemp("models") / "tiny-refiner")
 
 
+@pytest.fixture(scope="session")
+def models(tiny_sdxl: Path, tiny_refiner: Path) -> dict[str, str]:
+    """The settings that name the small base and refiner."""
+    return {"pretrained_model": str(tiny_sdxl), "refiner_model": str(tiny_refiner)}
+
+
+@pytest.fixture(scope="session")
+def made_run(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a finished adapter."""
+    from lace_lora import run_folder
+    from tests.test_stages import made_lora
+
+    folder = run_folder.RunFolder(tmp_path_factory.mktemp("made") / "lace")
+    facts = {"concept_token": "<lace>", "instance_prompt": "a photo of <lace>", "class_prompt": "a photo of a painting"}
+    made_lora(tiny_sdxl, folder, resolution=32, step=9, **facts)
+    return folder.root
+
+
+@pytest.fixture
+def asked(models: dict[str, str], made_run: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Settings of a run with a finished adapter, small and quick; see tests.drawing."""
+    from tests.drawing import settings_of
+
+    return lambda **changes: settings_of(tmp_path / "out", made_run, models, **changes)
+
+
 @pytest.fixture
 def lace_folder(tmp_path: Path) -> Path:
     """Six jpgs of different shape: pale rings and threads on a dark ground."""

@@ -17,8 +17,9 @@ def planned(machine, pictures=250, **overrides):
 @pytest.mark.parametrize("machine", [LAPTOP, T4, A100])
 def test_no_setting_is_left_to_auto_and_every_choice_has_a_reason(machine):
     plan = planned(machine)
-    values = {name: value for name, value in plan.config.model_dump().items() if name != "log_with"}
-    assert "auto" not in values.values()  # log_with is no choice of the plan: it takes what is installed
+    # No choices of the plan: log_with takes what is installed, and what is made of a design is chosen for each design.
+    others = {"log_with", *dict(config.fields_of("finishing"))}
+    assert "auto" not in {value for name, value in plan.config.model_dump().items() if name not in others}
     given_by_preset = presets.read(plan.preset).settings
     assert all(choice.why or choice.setting in given_by_preset for choice in plan.choices)
     assert {choice.setting for choice in plan.choices} >= {"mixed_precision", "gradient_checkpointing"}

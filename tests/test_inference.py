@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageChops
+from PIL import ImageChops
 from safetensors.torch import load_file, save_file
 
-from lace_lora import checkpoint, inference, pictures, run_folder, sheet, stages
-from lace_lora.config import Config, load
+from lace_lora import between_stages, checkpoint, inference, order, pictures, production, run_folder, sheet, stages
+from lace_lora.batches import batch_size
+from lace_lora.config import load
 from lace_lora.errors import AdapterError, MachineError, ModelError, RunError, SettingsError
 from lace_lora.families import sdxl
 from lace_lora.machine import Machine
+from tests.drawing import Asked, files_of, picture_at, quiet_run, rows_of, settings_of
 from tests.test_stages import made_lora, watch_networks
-
-Asked = Callable[..., Config]
 
 
 @pytest.fixture(autouse=True)
@@ -35,65 +35,18 @@ def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tiny_sdxl: Path, tiny_refiner: Path) -> dict[str, str]:
-    return {"pretrained_model": str(tiny_sdxl), "refiner_model": str(tiny_refiner)}
-
-
-@pytest.fixture(scope="module")
-def made(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with a finished adapter."""
-    folder = run_folder.RunFolder(tmp_path_factory.mktemp("made") / "lace")
-    facts = {"concept_token": "<lace>", "instance_prompt": "a photo of <lace>", "class_prompt": "a photo of a painting"}
-    made_lora(tiny_sdxl, folder, resolution=32, step=9, **facts)
-    return folder.root
-
-
-@pytest.fixture(scope="module")
-def whole(models: dict[str, str], made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(models: dict[str, str], made_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of six pictures, made without a break in batches of two."""
     folder = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stages, "batch_size", lambda *given: 2)
-        quiet_run(settings_of(folder, made, models))
+        patched.setattr(order, "batch_size", lambda *given: 2)
+        quiet_run(settings_of(folder, made_run, models))
     return files_of(folder / "lace/images")
 
 
 @pytest.fixture
-def asked(models: dict[str, str], made: Path, tmp_path: Path) -> Asked:
-    """Settings of a run with a finished adapter, small and quick."""
-    return lambda **changes: settings_of(tmp_path / "out", made, models, **changes)
-
-
-def settings_of(folder: Path, made: Path, models: dict[str, str], **changes: Any) -> Config:
-    if not folder.exists():
-        shutil.copytree(made, folder / "lace")
-    small = {"num_images": 6, "num_inference_steps": 4, "refiner_start": 0.5, "width": 32, "height": 32}
-    return load(preset="none", lora_output_dir=str(folder), **models | small | changes)
-
-
-@pytest.fixture
 def batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "batch_size", lambda *given: 2)
-
-
-def quiet_run(config: Config, **more: Any) -> list[inference.Generation]:
-    return inference.run(config, **{"say": lambda line: None} | more)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-
-
-def picture_at(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        opened.load()
-        return opened
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "images.jsonl").read_text(encoding="utf-8").splitlines()]
+    monkeypatch.setattr(order, "batch_size", lambda *given: 2)
 
 
 # -- what comes out --
@@ -108,7 +61,8 @@ def test_L6_twenty_four_are_exactly_twenty_four_with_one_row_each(asked: Asked, 
     folder = tmp_path / "out/lace/images/sheet"
     assert made == shown and [one.index for one in made] == list(range(24))
     names = [f"{kind}_{index:03d}.png" for kind in ("base_result", "refined_output") for index in range(24)]
-    assert sorted(files_of(folder)) == sorted([*names, "contact_sheet.png", "images.jsonl", "request.json"])
+    whole = ["contact_sheet.png", "images.jsonl", "index.html", "request.json", "sheet.zip"]
+    assert sorted(files_of(folder)) == sorted([*names, *whole])
     rows = rows_of(folder)
     assert [row["seed"] for row in rows] == list(range(24)) and len({row["adapter_digest"] for row in rows}) == 1
     assert [row["prompt"] for row in rows] == ["<lace> leaf", "star of <lace>"] * 12
@@ -142,7 +96,9 @@ def test_a_picture_carries_what_made_it_and_no_path_of_a_home(asked: Asked, tmp_
     made = quiet_run(asked(num_images=1))[0]
     text, details = pictures.read_parameters(made.path), pictures.read_details(made.path)
     assert "a photo of <lace>\nNegative prompt: grainy, low quality\nSteps: 4, Sampler: DPM++ 2M" in text
-    assert details == rows_of(made.path.parent)[0] == json.loads(json.dumps(made.row()))
+    [row] = rows_of(made.path.parent)
+    assert row == json.loads(json.dumps(made.row()))
+    assert details == {name: value for name, value in row.items() if name not in sheet.PLACES}
     assert (details["pretrained_model"], details["refiner_model"]) == ("tiny-sdxl", "tiny-refiner")
     assert details["refiner_prompt"] == "a photo of a painting" and details["versions"]["torch"] == torch.__version__
     everything = b"".join(files_of(made.path.parent).values())
@@ -264,7 +220,7 @@ def test_another_unet_or_vae_of_the_same_name_makes_another_sheet(
 
 @pytest.mark.parametrize(
     ("room", "name", "call"),
-    [(sheet, "keep", 2), (sheet, "keep", 5), (checkpoint, "append_line", 3), (sheet, "close", 1)],
+    [(between_stages, "keep", 4), (between_stages, "keep", 9), (checkpoint, "append_line", 3), (sheet, "close", 1)],
 )
 def test_a_sheet_that_was_cut_off_is_finished_with_the_same_bytes(
     asked: Asked, batches_of_two: None, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -273,21 +229,21 @@ def test_a_sheet_that_was_cut_off_is_finished_with_the_same_bytes(
     """The second batch of the base, the second of the refiner, the third picture, and before the last page."""
     working, calls = getattr(room, name), 0
 
-    def cut(*given: Any) -> Any:
+    def cut(*given: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
             raise SystemExit
-        return working(*given)
+        return working(*given, **more)
 
     monkeypatch.setattr(room, name, cut)
     with pytest.raises(SystemExit):
         quiet_run(asked())
-    monkeypatch.setattr(stages, "batch_size", lambda *given: 3)  # the batches are those of the first time
+    monkeypatch.setattr(order, "batch_size", lambda *given: 3)  # the batches are those of the first time
     drawn: list[int] = []
     monkeypatch.setattr(stages, "_draw", counting(stages._draw, lambda net, batch, *rest: drawn.extend(batch.seeds)))
     made = quiet_run(asked())
-    assert len(made) == 6 and drawn == {("keep", 2): [2, 3, 4, 5]}.get((name, call), [])
+    assert len(made) == 6 and drawn == {("keep", 4): [2, 3, 4, 5]}.get((name, call), [])
     assert files_of(tmp_path / "out/lace/images") == whole
 
 
@@ -299,9 +255,10 @@ def counting(work: Callable[..., Any], note: Callable[..., Any]) -> Callable[...
     return noted
 
 
-def test_every_network_is_loaded_once_and_never_beside_another(
+def test_L6_every_network_is_loaded_once_and_where_memory_is_short_never_beside_another(
     asked: Asked, batches_of_two: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(inference.Shelf, "of", lambda *given: inference.Shelf(0))
     monkeypatch.setattr(sdxl, "give_back_memory", gc.collect)
     loaded = watch_networks(monkeypatch)
     assert len(quiet_run(asked())) == 6
@@ -322,14 +279,22 @@ def test_a_row_that_a_cut_left_half_is_written_again(asked: Asked, tmp_path: Pat
 def test_groups_of_batches_give_the_same_sheet(
     asked: Asked, batches_of_two: None, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "GROUP", 4)
+    monkeypatch.setattr(production, "GROUP", 4)
     loads: list[str] = []
     monkeypatch.setattr(
         sdxl, "load_unet", counting(sdxl.load_unet, lambda model, *rest: loads.append(Path(model).name))
     )
-    quiet_run(asked())
+    quiet_run(asked(), shelf=inference.Shelf(0))
     assert loads == ["tiny-sdxl", "tiny-refiner"] * 2
     assert files_of(tmp_path / "out/lace/images") == whole
+    # With room, each is loaded once for all groups, and a second sheet finds all of them.
+    shutil.rmtree(tmp_path / "out/lace/images")
+    loads.clear()
+    shelf = inference.Shelf(1e9)
+    quiet_run(asked(), shelf=shelf)
+    assert files_of(tmp_path / "out/lace/images") == whole
+    quiet_run(asked(prompts=("<lace> star",)), shelf=shelf)
+    assert loads == ["tiny-sdxl", "tiny-refiner"]
 
 
 @pytest.mark.parametrize("begins", ["drawn", "refined", "picture"])
@@ -399,9 +364,9 @@ def test_a_disk_that_gives_out_is_a_sentence_and_earlier_sheets_stay(
 
 @pytest.mark.slow
 def test_killed_in_the_middle_a_sheet_is_finished_with_the_same_bytes(
-    asked: Asked, models: dict[str, str], made: Path, tmp_path: Path
+    asked: Asked, models: dict[str, str], made_run: Path, tmp_path: Path
 ) -> None:
-    quiet_run(settings_of(tmp_path / "whole", made, models, num_images=10))
+    quiet_run(settings_of(tmp_path / "whole", made_run, models, num_images=10))
     config = asked(num_images=10)
     (tmp_path / "config.json").write_text(json.dumps(config.model_dump(include=set(config.given))), encoding="utf-8")
     code = (
@@ -442,7 +407,7 @@ def test_compare_draws_the_same_seeds_with_and_without_the_lora(asked: Asked, tm
 )  # fmt: skip
 def test_batches_hold_what_fits(tiny_sdxl: Path, side: int, gpu: str | None, vram_gb: float, count: int) -> None:
     machine = dataclasses.replace(Machine.here(), gpu_name=gpu, vram_gb=vram_gb)
-    assert stages.batch_size(str(tiny_sdxl), side, side, machine) == count
+    assert batch_size(str(tiny_sdxl), side, side, machine) == count
 
 
 def test_half_precision_draws_the_same_picture_coarser(asked: Asked) -> None:
@@ -459,3 +424,47 @@ def test_a_stopped_training_is_mentioned(asked: Asked, tiny_sdxl: Path, tmp_path
     lines: list[str] = []
     inference.run(asked(num_images=1, refine="none"), say=lines.append)
     assert "! This adapter's training was stopped at step 3; lace-lora train goes on with it." in lines
+
+
+def test_where_memory_runs_out_batches_are_halved_recorded_and_finished_alike(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L19: three pictures at once do not fit, at first in the base and then in the refiner; a killed sheet goes on."""
+    monkeypatch.setattr(order, "batch_size", lambda *given: 4)
+    lines: list[str] = []
+    fits = {"base": 4, "refiner": 2}
+    predict = sdxl.predict
+
+    def short(unet: Any, cells: Any, *rest: Any) -> Any:
+        name = "refiner" if rest[-1].shape[-1] == 5 else "base"
+        if len(cells) // 2 > fits[name]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(unet, cells, *rest)
+
+    monkeypatch.setattr(sdxl, "predict", short)
+    made = inference.run(asked(num_images=7), say=lines.append)
+    assert [one.index for one in made] == list(range(7)) and all(one.path.is_file() for one in made)
+    assert any("2 at once instead of 4" in line for line in lines)
+    request = json.loads((made[0].path.parent / "request.json").read_text())
+    assert request["batches"] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert [(one["stage"], one["batch"], one["at_most"]) for one in request["halved"]] == [
+        ("refined", [0, 1, 2, 3], 2), ("refined", [4, 5, 6], 2),
+    ]  # fmt: skip
+
+    # The same pictures in the recorded batches, from the start, where memory does not run out: the same bytes.
+    before = {one.path.name: one.path.read_bytes() for one in made}
+    for one in made:
+        one.path.unlink()
+    fits.update(base=9, refiner=9)
+    monkeypatch.setattr(order, "batch_size", lambda *given: 7)
+    at_once: list[int] = []
+    for name in ("_draw", "_touch_up"):
+        noted = counting(getattr(stages, name), lambda net, batch, *rest: at_once.append(len(batch.seeds)))
+        monkeypatch.setattr(stages, name, noted)
+    again = quiet_run(asked(num_images=7))
+    assert at_once == [4, 3, 2, 2, 2, 1]
+    assert {one.path.name: one.path.read_bytes() for one in again} == before
+
+    fits.update(base=0)
+    with pytest.raises(MachineError, match="ran out of memory while drawing"):
+        quiet_run(asked(num_images=2, prompts=("<lace> star",)))

@@ -6,6 +6,7 @@ import pytest
 
 from lace_lora import config, inference
 from lace_lora.demo import job
+from lace_lora.run_folder import SheetFolder
 
 SHORT = {
     "preset": "demo",
@@ -46,6 +47,8 @@ def test_one_call_leaves_exactly_these_files_and_says_what_was_learnt(quick):
         "images/sheet/images.jsonl",
         "images/sheet/request.json",
         "images/sheet/contact_sheet.png",
+        "images/sheet/index.html",
+        "images/sheet/sheet.zip",
         "evaluation/scores.json",
         "evaluation/base_versus_lora.png",
         "report.html",
@@ -61,6 +64,7 @@ def test_one_call_leaves_exactly_these_files_and_says_what_was_learnt(quick):
 
 
 def test_a_demo_that_is_stopped_while_it_draws_ends_without_an_error(quick, monkeypatch):
-    monkeypatch.setattr(inference, "run", lambda *args, **kwargs: [])
+    nothing = inference.Designs([], SheetFolder(quick / "sheet"), is_complete=False)
+    monkeypatch.setattr(inference, "run", lambda *args, **kwargs: nothing)
     folder = job.run(config.load(**SHORT), lambda line: None)
     assert folder.name == "demo" and not (folder / "evaluation").exists()

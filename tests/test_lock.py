@@ -171,7 +171,7 @@ def test_a_folder_that_another_one_took_is_told_of_and_left_to_it(tmp_path, monk
         while not said and time.monotonic() < until:
             checkpoint.write_json(tmp_path / lock.LOCK, asdict(taken))
             time.sleep(0.03)
-    assert said == [f"Another process trains in {tmp_path} too by now. Stop one of them."]
+    assert said == [f"Another process works in {tmp_path} too by now. Stop one of them."]
     assert lock.holder_of(tmp_path) == taken
 
 

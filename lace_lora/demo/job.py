@@ -58,7 +58,7 @@ def run(config: Config, say: Say = print) -> Path:
     if not adapter.is_complete:
         return folder.root  # stopped by the person: the sentence is said, and the next call goes on
     designs = inference.run(config, say=say)
-    if len(designs) < settings.num_images:
+    if not designs.is_complete:
         return folder.root
 
     # What was learnt.

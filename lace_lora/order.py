@@ -1,0 +1,234 @@
+"""An order for a sheet of designs: what decides its pictures, checked before a model is loaded, and what is kept of it.
+
+What was learnt (base model, concept token, class words, size) comes from the adapter, the rest from the settings.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lace_lora import adapter as adapters
+from lace_lora import queries, repeats, sheet, stages, wanted
+from lace_lora.batches import Batch, batch_size, check_pair
+from lace_lora.between_stages import Pictures
+from lace_lora.conditions import forces_zeros
+from lace_lora.config import Config
+from lace_lora.errors import ModelError, PicturesError, SettingsError
+from lace_lora.families import folders
+from lace_lora.families import sdxl as family
+from lace_lora.families import vae as other_vae
+from lace_lora.families.folders import identity
+from lace_lora.file_names import public_name
+from lace_lora.finishing import Finishing
+from lace_lora.image_files import open_picture
+from lace_lora.machine import Machine
+from lace_lora.pictures import parameters_text
+from lace_lora.run_folder import RunFolder, Shard, SheetFolder
+from lace_lora.sampling import Refining, Sampling, make_scheduler, refiner_begin, start_begin
+from lace_lora.sheet import Generation, Placed
+from lace_lora.shelf import Shelf
+
+UNET = ["unet", "scheduler"]  # its noise schedule counts too: a corrected one draws other pictures
+# Raised by hand when the same request would give other pictures than an earlier version of this code drew.
+DRAWING = 1
+LONGEST_JPEG_TEXT = 60_000  # bytes; a JPEG's comment and its EXIF hold 65,533 each
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A sheet that is being made: with what, where, and which pictures in which batches."""
+
+    run: RunFolder
+    base_model: str
+    refiner_model: str
+    vae_model: str | None
+    lora: adapters.Adapter
+    lora_scale: float
+    sampling: Sampling
+    refining: Refining | None
+    dtype: torch.dtype
+    device: str
+    placed: Placed
+    batches: list[Pictures]  # those of this process
+    reused: list[int]  # pictures that this process takes from earlier sheets
+    at_once: dict[tuple[int, int], int]  # pictures in a batch by width and height
+    shard: Shard
+    shelf: Shelf
+    finishing: Finishing
+    packs: bool  # a zip too
+    asked_name: str  # of the sheet, which another request may have
+    start: Image.Image | None = None  # what every picture begins with
+    starts: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # its latents CHW by width and height
+
+    @property
+    def folder(self) -> SheetFolder:
+        """Where the sheet lies."""
+        return self.placed.folder
+
+    @property
+    def pictures(self) -> tuple[Generation, ...]:
+        """All pictures of the sheet, this process's and others'."""
+        return self.placed.pictures
+
+    @property
+    def own(self) -> frozenset[int]:
+        """Numbers of the pictures that this process makes or takes over."""
+        return frozenset(chain(self.reused, *self.batches))
+
+    def kept_as(self, stage: str) -> str:
+        """The name under which a stage keeps its latents: those of another precision are not taken up."""
+        return f"{stage}-{self.pictures[0].precision}"
+
+    def batch(self, numbers: Pictures, *, for_refiner: bool = False) -> Batch:
+        """A batch as the stages take it, in the words of the base or of the refiner."""
+        rows = [self.pictures[index] for index in numbers]
+        prompts = tuple(row.refiner_prompt if for_refiner else row.prompt for row in rows)
+        negatives, seeds = tuple(row.negative_prompt for row in rows), tuple(row.seed for row in rows)
+        size = rows[0].width, rows[0].height
+        return Batch(prompts, negatives, seeds, *size, None if for_refiner else self.starts.get(size))
+
+
+def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | None = None) -> Order:
+    """Everything that decides the pictures, checked before a model is loaded; afterwards the request is on the disk.
+
+    shelf  where models stay between stages; None lets each go after its stage
+
+    What was learnt (base model, concept token, class words, size) is read from the adapter, never from the settings.
+    """
+    shard = _shard(config)
+    run = RunFolder.of(config)
+    lora = adapters.load(run.root)
+    refiners = [config.refiner_model] if config.refine != "none" else []
+    for line in [line for model in (lora.facts.base_model, *refiners) for line in folders.fetch_notice(model)]:
+        say(line)
+    base_model = base_model_of(config, lora, say)
+    refining, refiner_model = _refining(config, base_model)
+    precision, why = machine.precision(config.mixed_precision)
+    say(f"drawing   with {public_name(base_model)} and the adapter of {run.name} in {why}")
+    if not lora.is_complete:
+        say(f"! This adapter's training was stopped at step {lora.facts.step}; lace-lora train goes on with it.")
+
+    begin_with = wanted.start_of(config, run)
+    try:
+        start = open_picture(begin_with) if begin_with else None
+    except PicturesError as error:
+        raise SettingsError(f"The picture to begin with (start_picture) will not do: {error}") from error
+    pictures = wanted.pictures(config, run, lora, wanted.Models(base_model, refiner_model, precision), say)
+    _check(config, pictures, [base_model, *([refiner_model] if refiner_model else [])], say)
+    models = models_of([base_model, *([refiner_model] if refiner_model else [])], config.vae_model)
+    models += [precision] if config.mixed_precision != "auto" else []  # auto may be finished on another machine
+    sizes = {(one.width, one.height) for one in pictures}
+    at_once = {size: batch_size(base_model, *size, machine) for size in sizes}
+    placed = sheet.place(run, config.sheet_name, pictures, models, at_once, shard)
+    return Order(
+        run=run,
+        base_model=base_model,
+        refiner_model=refiner_model,
+        vae_model=config.vae_model,
+        lora=lora,
+        lora_scale=config.lora_scale,
+        sampling=sampling_of(config),
+        refining=refining,
+        dtype=stages.DTYPES[precision],
+        device=machine.device,
+        placed=placed,
+        batches=list(placed.batches),
+        reused=list(placed.reused),
+        at_once=at_once,
+        shard=shard,
+        shelf=shelf or Shelf(0),
+        finishing=Finishing.of(config),
+        packs=config.zip,
+        asked_name=config.sheet_name,
+        start=start,
+    )
+
+
+def models_of(models: Sequence[str], vae_model: str | None) -> list[str]:
+    """Texts that differ wherever the models would draw other pictures, and wherever this code would."""
+    told = [f"drawing {DRAWING}"]
+    for model in models:
+        told += [identity(model), identity(model, UNET), f"zeros for an empty prompt: {forces_zeros(model)}"]
+    return told + ([other_vae.identity(vae_model)] if vae_model else [])
+
+
+def _check(config: Config, pictures: Sequence[Generation], models: Sequence[str], say: Say) -> None:
+    """Refuse sizes that do not join or cannot be finished, and say what prompts lose, before anything is loaded."""
+    step = math.lcm(*(family.layout(model).pixel_step for model in models))
+    for width, height in dict.fromkeys((one.width, one.height) for one in pictures):
+        repeats.check_size(config.repeat, width, height, step)
+        Finishing.of(config).check(config.repeat, (width, height))
+    if config.start_picture or config.vary_by == "picture":
+        scheduler = make_scheduler(config.scheduler, models[0], config.num_inference_steps)
+        refining, _ = _refining(config, models[0])
+        is_split = refining is not None and refining.mode == "ensemble"
+        handover = refiner_begin(scheduler, config.num_inference_steps, refining) if refining and is_split else 0
+        start_begin(sampling_of(config), handover)
+    if config.image_format == "jpg":
+        for one in pictures:
+            if max(len(json.dumps(one.row(), default=str)), 2 * len(parameters_text(one.row()))) > LONGEST_JPEG_TEXT:
+                raise SettingsError(
+                    f"A prompt of {len(one.prompt):,} characters is too long to be kept in a JPEG: {one.prompt[:60]!r} "
+                    "… Shorten it, or set image_format to png."
+                )
+    texts = dict.fromkeys(text for one in pictures for text in (one.prompt, one.negative_prompt))
+    tokenizers = family.load_tokenizers(models[0])
+    for line in queries.too_long({text: end for text in texts if (end := family.words_cut(tokenizers, text))}):
+        say(line)
+
+
+def _shard(config: Config) -> Shard:
+    """Which part of the sheet is this process's."""
+    number, of = map(int, (config.shard or "1/1").split("/"))
+    if not 1 <= number <= of:
+        raise SettingsError(
+            f"shard is {config.shard}, but of {of} processes the first is 1/{of} and the last {of}/{of}."
+        )
+    return Shard(number, of)
+
+
+def base_model_of(config: Config, lora: adapters.Adapter, say: Say) -> str:
+    """The model that the adapter was made for; the one that the settings name only where that is not to be found."""
+    made_for, named = lora.facts.base_model, config.pretrained_model
+    if not lora.facts.versions:  # another trainer's file, which does not say what it was made for
+        return named
+    is_named, is_same = "pretrained_model" in config.given, public_name(made_for) == public_name(named)
+    try:
+        family.model_folder(made_for)
+    except ModelError as error:
+        if not is_named:
+            advice = "The adapter was made for it; set pretrained_model to where it lies now."
+            raise ModelError(f"{error} {advice}") from error
+        if not is_same:
+            say(f"! The adapter was made for {made_for}, which is not to be found; drawing with {named}.")
+        return named
+    if is_named and not is_same:
+        say(f"! The adapter was made for {made_for}; that is used, not pretrained_model {named}.")
+    return made_for
+
+
+def _refining(config: Config, base_model: str) -> tuple[Refining | None, str]:
+    """How to refine, and with which model; what cannot work is refused before the refiner is fetched."""
+    if config.refine == "none":
+        return None, ""
+    refining = Refining(config.refine, config.refiner_start, config.refine_strength)
+    scheduler = make_scheduler(config.scheduler, base_model, config.num_inference_steps)
+    refiner_begin(scheduler, config.num_inference_steps, refining)
+    check_pair(base_model, config.refiner_model)
+    return refining, config.refiner_model
+
+
+def sampling_of(config: Config) -> Sampling:
+    """How the settings draw."""
+    return Sampling(
+        config.scheduler, config.num_inference_steps, config.guidance_scale, config.guidance_until,
+        config.start_strength, config.repeat, config.repeat_from,
+    )  # fmt: skip
