@@ -189,6 +189,26 @@ def load(path: str | Path) -> Adapter:
     return Adapter(facts, state | _token_rows(file, facts), file)
 
 
+def read_state(file: Path, facts: AdapterFacts) -> Adapter:
+    """What a training has learnt so far, out of a checkpoint's file, a learnt token's rows among it.
+
+    facts  of the run at that step: the file itself tells none
+
+    Raises AdapterError where it cannot be read, holds NaN, or is no LoRA of these facts.
+    """
+    try:
+        state = {name: tensor.float() for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise AdapterError(f"{file} is damaged or no safetensors file ({reason}). Train on from another.") from error
+    rows = [name for name in naming.TOKEN_ROWS if name in state]
+    _check_format(file, {name: tuple(one.shape) for name, one in state.items() if name not in rows})
+    _check_facts(file, facts, state)
+    if len(rows) != (len(naming.TOKEN_ROWS) if facts.learns_token else 0):
+        raise AdapterError(f"{file} does not hold what config.yaml says: {len(rows)} rows of a learnt concept token.")
+    return Adapter(facts, state, file)
+
+
 def is_whole(folder: RunFolder) -> bool:
     """Whether a run's adapter is there and as it was written."""
     try:

@@ -5,11 +5,9 @@ when they are called. A user's mistake ends with one sentence on stderr and exit
 """
 
 import inspect
-import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,15 +16,13 @@ import typer
 
 from lace_lora import __version__, config_text, options
 from lace_lora import config as declared
+from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
-from lace_lora.errors import LaceError, NotebookError, SettingsError
+from lace_lora.errors import LaceError, SettingsError
 
 if TYPE_CHECKING:
     from lace_lora.estimate import Plan
 
-PROGRAM = "lace-lora"
-MODES = {"train": "train", "inference": "generate"}  # `--mode`, and the command that it stands for
-ABOUT_ITSELF = ("--help", "-h", "--version")  # options that stand without a command
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 # Newer typer carries a click of its own, older typer imports the other one: this is the class in both.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -52,13 +48,13 @@ def run(words: Sequence[str]) -> int:
     """Run one command line; return 0, or 1 with a sentence on stderr, or 130 when Ctrl-C ended it."""
     debug = "--debug" in words
     try:
-        line = _rewritten([word for word in words if word != "--debug"])
+        line = rewritten([word for word in words if word != "--debug"], _commands())
         code = app(args=line, prog_name=PROGRAM, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except LaceError as error:
         return _failed(str(error), debug)
     except UsageError as error:
-        return _failed(_usage_sentence(error, words), debug)
+        return _failed(usage_sentence(error, words), debug)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # nothing that we foresaw: still one sentence, and where the rest is to be had
@@ -83,20 +79,21 @@ def _root(
 
 
 def verb(
-    name: str, switches: Mapping[str, str] = MappingProxyType({})
+    name: str, switches: Mapping[str, str] = MappingProxyType({}), lists: Mapping[str, Any] = MappingProxyType({})
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function of a Config a command, with `--config` and every setting as an option.
 
     switches  options of this command alone, which the function takes too: name and help
+    lists     the same for texts, which may be repeated: name, and how typer is to take them
     """
 
     def register(work: Callable[..., None]) -> Callable[..., None]:
         def command(config_files: list[Path] | None, debug: bool, **given: Any) -> None:
-            chosen = {name: given.pop(name) for name in switches}
+            chosen = {name: given.pop(name) for name in (*switches, *lists)}
             overrides = {name: options.as_text(name, value) for name, value in given.items()}
             work(declared.load(*(config_files or declared.found()), **overrides), **chosen)
 
-        parameters = options.parameters(switches)
+        parameters = options.parameters(switches, lists)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         app.command(name, help=inspect.getdoc(work))(command)
@@ -202,11 +199,52 @@ def generate(config: Config) -> None:
     """Draw new designs in the style that was learnt, and refine them; called again, it makes what is missing."""
     from lace_lora import inference as room
 
-    settled = _open(config)
+    _open(config)
     designs = room.run(config, say=_say)
-    print(f"{len(designs)} designs in {designs[0].path.parent}" if designs else "no designs yet")
-    if len(designs) < settled.num_images:
+    print(f"{len(designs)} designs in {designs.folder.root}" if designs else "no designs yet")
+    if not designs.is_complete:
+        raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
+
+
+GRID = {
+    "words": typer.Argument(metavar="PROMPT…", help="what to draw, else the first of prompts or the instance prompt"),
+    "scales": typer.Option(metavar="NUMBERS", help="lora_scale from left to right, such as 0,0.5,1; 0 is the base"),
+    "steps": typer.Option(metavar="NUMBERS", help="checkpoints by their step; without it all that are kept"),
+    "seeds": typer.Option(metavar="NUMBERS", help="seeds that every checkpoint draws; without it the setting seed"),
+}
+ONLY_COMPARE = {"compare": "instead one strip: the base model above the finished LoRA, at three seeds or at --seeds"}
+
+
+@verb("grid", ONLY_COMPARE, GRID)
+def grid(
+    config: Config, words: list[str], scales: list[str], steps: list[str], seeds: list[str], compare: bool
+) -> None:
+    """Draw every checkpoint at every strength, all on one page; called again, it makes what is missing."""
+    from lace_lora import grid as room
+
+    _open(config)
+    drawn_from = room.numbers("seeds", seeds, int)
+    if compare and (scales or steps):
+        raise SettingsError("--compare takes no --scales and no --steps; --lora-scale sets the strength.")
+    if compare:
+        room.compare(config, words or (), drawn_from, say=_say)
+        return
+    strengths, chosen = room.numbers("scales", scales, float), room.numbers("steps", steps, int)
+    if not room.run(config, words or (), drawn_from, strengths or room.SCALES, chosen or None, say=_say).is_complete:
         raise KeyboardInterrupt
+
+
+STARS = {"designs": typer.Argument(metavar="SHEET/NUMBER…", help="such as sheet/3; none lists all favourites")}
+
+
+@verb("star", {"off": "take the stars away"}, STARS)
+def star(config: Config, designs: list[str], off: bool) -> None:
+    """Mark designs as favourites, for favourites_of; without a name, list those of every sheet."""
+    from lace_lora import machine, presets, stars
+    from lace_lora.run_folder import RunFolder
+
+    settled = presets.settle(config, machine.Machine.here(config.drive_mount_path)).config
+    print(*stars.set_all(RunFolder.of(settled), designs or [], on=not off), sep="\n")
 
 
 @verb("demo")
@@ -296,71 +334,8 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _rewritten(words: list[str]) -> list[str]:
-    """The line as typer reads it: `--mode train` is the command train, and `-p name value` one option with one value.
-
-    Raises SettingsError for a mode or a command that does not exist, with the nearest one, and for none at all.
-    """
-    words = _with_command_for_mode(words)
-    commands = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
-    if words and words[0].startswith("-") and words[0] not in ABOUT_ITSELF:
-        command = next((word for word in words if word in commands), "train")
-        line = shlex.join([PROGRAM, command, *(word for word in words if word != command)])
-        raise SettingsError(f"Name a command first, such as: {line}")
-    if words and not words[0].startswith("-") and words[0] not in commands:
-        near = declared.nearest(words[0], commands)
-        raise SettingsError(f"No command {words[0]!r}{near} There are: {', '.join(commands)}.")
-    if words[:1] == ["notebooks"]:
-        rest = iter(words)
-        words = [part for word in rest for part in _paired(word, rest)]
-    return _with_true(words) or ["--help"]
-
-
-def _with_true(words: list[str]) -> list[str]:
-    """A setting that is on or off may stand without a value, as a switch: --use-dora is --use-dora true."""
-    switches = {name for name, field in declared.Config.model_fields.items() if isinstance(field.default, bool)}
-    found: list[str] = []
-    for word, after in zip_longest(words, words[1:], fillvalue="--"):
-        is_switch = word.startswith("--") and word[2:].replace("-", "_") in switches
-        found += [word, "true"] if is_switch and after.startswith("-") else [word]
-    return found
-
-
-def _with_command_for_mode(words: list[str]) -> list[str]:
-    place = next((place for place, word in enumerate(words) if word.partition("=")[0] == "--mode"), None)
-    if place is None or not words[0].startswith("-"):
-        return words
-    _, equals, mode = words[place].partition("=")
-    after = place + 1 if equals else place + 2
-    mode = mode if equals else "".join(words[place + 1 : after])
-    if mode not in MODES:
-        raise SettingsError(f"--mode is {mode!r} but must be train or inference.")
-    return [MODES[mode], *words[:place], *words[after:]]
-
-
-def _paired(word: str, rest: Iterator[str]) -> list[str]:
-    """`-p name value`, as papermill writes it, as `-p name=value`; every other word as it is."""
-    if word not in ("-p", "--parameter"):
-        return [word]
-    name = next(rest, None)
-    value = next(rest, None) if name and "=" not in name else ""
-    if name is None or value is None:
-        raise NotebookError(f"{word} needs a name and a value, such as: {word} max_train_steps 20")
-    return [word, name if "=" in name else f"{name}={value}"]
-
-
-def _usage_sentence(error: Exception, words: Sequence[str]) -> str:
-    """What was wrong with the line, the nearest option, and where the options are listed."""
-    line = " ".join([PROGRAM, *(word for word in words[:1] if not word.startswith("-"))])
-    said = getattr(error, "format_message", error.__str__)().rstrip(".")
-    option, context = str(getattr(error, "option_name", "")), getattr(error, "ctx", None)
-    if type(error).__name__ == "NoSuchOption" and context:
-        known = [name for parameter in context.command.params for name in parameter.opts]
-        name = f"--{option.lstrip('-').replace('-', '_')}" if option.startswith("--") else option
-        said = f"no option {option}{declared.nearest(name, known)}".rstrip(".")
-    elif type(error).__name__ == "BadOptionUsage":
-        said = f"{option} needs a value"
-    return f"{line}: {said}{'' if said.endswith('?') else '.'} ({line} --help lists the options.)"
+def _commands() -> list[str]:
+    return [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
 
 
 def _failed(sentence: str, debug: bool) -> int:

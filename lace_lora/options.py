@@ -13,14 +13,18 @@ from lace_lora import config as declared
 from lace_lora import config_text
 
 
-def parameters(switches: Mapping[str, str] = MappingProxyType({})) -> list[inspect.Parameter]:
+def parameters(
+    switches: Mapping[str, str] = MappingProxyType({}), lists: Mapping[str, Any] = MappingProxyType({})
+) -> list[inspect.Parameter]:
     """`--config`, `--debug` and one option a setting, in the order and groups of the declarations.
 
     switches  options of one command alone, which are on or off: name and help
+    lists     texts of one command alone, which may be repeated: name, and typer.Argument(…) or typer.Option(…)
     """
     files = typer.Option("--config", metavar="FILE", help="settings file, else config.yaml here; repeated, later wins")
     debug = typer.Option("--debug", help="show the whole traceback of an error")
-    found = [_parameter("config_files", list[Path] | None, files), _parameter("debug", bool, debug, default=False)]
+    found = [_parameter(name, list[str] | None, taken) for name, taken in lists.items()]
+    found += [_parameter("config_files", list[Path] | None, files), _parameter("debug", bool, debug, default=False)]
     for name, about in switches.items():
         found.append(_parameter(name, bool, typer.Option(f"--{name}", help=about), default=False))
     for group, title in declared.GROUPS.items():

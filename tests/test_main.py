@@ -12,7 +12,7 @@ from lace_lora.config import Config
 from lace_lora.errors import MachineError
 from tests.generated import ROOT
 
-COMMANDS = ["check", "annotate", "plan", "train", "generate", "demo", "runs", "notebooks", "presets", "settings"]
+COMMANDS = ("check annotate export-captions plan train generate grid star demo runs notebooks presets settings").split()
 
 
 @pytest.fixture(autouse=True)
