@@ -24,9 +24,9 @@ def line(row: Row) -> str:
     return f"{row['name']:<44} {seconds}  {work}  {memory}"
 
 
-def command(words: Sequence[str]) -> str:
+def command(words: Sequence[str], program: str = "benchmarks.train") -> str:
     """The command line with folders cut to their last name."""
-    return " ".join(["python -m benchmarks.train", *(Path(word).name if "/" in word else word for word in words)])
+    return " ".join([f"python -m {program}", *(Path(word).name if "/" in word else word for word in words)])
 
 
 def page(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -53,7 +53,7 @@ def page(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
         if scripts:
             parts += ["## Beside diffusers' script", _script_table([row for row in rows if row["group"] in scripts])]
         targets = list(_targets(rows))
-    return "\n\n".join([*parts, "## Targets", _table("target | precision, batch | measured | reached", targets)]) + "\n"
+    return "\n\n".join([*parts, "## Targets", table("target | precision, batch | measured | reached", targets)]) + "\n"
 
 
 # -- tables --
@@ -73,7 +73,7 @@ def _bare_table(rows: Sequence[Row]) -> str:
         leanest = _leanest(rows, row)
         ratio = told(ratios(row["cpu_s"], leanest["cpu_s"])) if leanest else ""
         found.append([*first, *_numbers(row, ratio), f"{_peak_mb(row):.2f}", f"{row['data_mb']:.1f}"])
-    return _table(head, found)
+    return table(head, found)
 
 
 def _script_table(rows: Sequence[Row]) -> str:
@@ -91,7 +91,7 @@ def _script_table(rows: Sequence[Row]) -> str:
         seconds, same_ratio, gflop = _numbers(row, told(ratios(row["cpu_s"], same["cpu_s"])) if same else "")
         ratio = told(ratios(row["cpu_s"], without["cpu_s"])) if without else ""
         found.append([*first, seconds, same_ratio, ratio, gflop, f"{_peak_mb(row):.1f}"])
-    return _table(head, found)
+    return table(head, found)
 
 
 def _gpu_table(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -110,10 +110,10 @@ def _gpu_table(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
         seconds = statistics.median(row["clock_s"])
         measured = [f"{seconds:.3f}", planned_s, f"{row['batch'] / seconds:.2f}", f"{row['peak_vram_gib']:.1f}"]
         found.append([*first, *measured, f"{planned['gib']:.1f}", "" if share is None else f"{share:.0%}"])
-    return _table(head, found)
+    return table(head, found)
 
 
-def _table(head: str, rows: Sequence[Sequence[Any]]) -> str:
+def table(head: str, rows: Sequence[Sequence[Any]]) -> str:
     """`head` with its columns parted by bars, and the rows under it."""
     rule = "|".join("---" for _ in head.split(" | "))
     return "\n".join([f"| {head} |", f"|{rule}|", *(f"| {' | '.join(map(str, row))} |" for row in rows)])
