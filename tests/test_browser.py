@@ -27,19 +27,29 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt install chromium"),
 ]
 WAIT_MS = 240_000  # the first cells import torch
+# Instead of the cell with that tag: quick to draw, and not refined yet.
+PARAMETERS = {
+    "04_generate": "preset = lora_output_dir = run_name = sheet_name = prompts = prompts_file = None\n"
+    "negative_prompt = guidance_scale = lora_scale = refiner_model = repeat = print_width_cm = None\n"
+    "favourites_of = vary = seed = image_format = None\n"
+    "num_images, num_inference_steps, refine = 4, 8, 'none'\n"
+}
 TYPED = "a photo of <myspecialstyle> typed in a browser, ığüş <b>bold</b>"
 
 
 @pytest.fixture
 def lab(tmp_path):
-    """A JupyterLab over a folder with the second notebook; gives its address and the folder."""
-    book = json.loads((ROOT / "notebooks/02_annotate.ipynb").read_text(encoding="utf-8"))
-    for cell in book["cells"]:
-        if cell["cell_type"] == "code":
-            cell["outputs"], cell["execution_count"] = [], None
+    """A JupyterLab over a folder with two notebooks; gives its address and the folder."""
     folder = tmp_path / "books"
     folder.mkdir()
-    (folder / "02_annotate.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    for name in ("02_annotate", "04_generate"):
+        book = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))
+        for cell in book["cells"]:
+            if cell["cell_type"] == "code":
+                cell["outputs"], cell["execution_count"] = [], None
+            if "parameters" in cell["metadata"].get("tags", []) and name in PARAMETERS:
+                cell["source"] = PARAMETERS[name]
+        (folder / f"{name}.ipynb").write_text(json.dumps(book), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,8 +85,8 @@ def page():
         browser.close()
 
 
-def open_book(page, address: str) -> None:
-    page.goto(f"{address}/lab/tree/02_annotate.ipynb")
+def open_book(page, address: str, name: str = "02_annotate") -> None:
+    page.goto(f"{address}/lab/tree/{name}.ipynb")
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=WAIT_MS)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=WAIT_MS)  # before, cells would not run
 
@@ -165,6 +175,38 @@ def test_a_photograph_is_prepared_with_the_sliders(lab, page):
     until(lambda: json.loads(dataset.read_text())["images"][0]["swatch"]["corners"][0][0] == 0.125)
     assert (folder / "demo_output/pictures/lace_000.jpg").read_bytes() == before
     page.get_by_text("prepared").first.wait_for()
+
+
+def test_a_starred_design_is_refined_alone(lab, page, tmp_path):
+    """L7, L11: four are drawn unrefined, one is starred, the form is changed, and only that one is drawn again."""
+    address, folder = lab
+    line = "train --preset demo --max-train-steps 2 --num-class-images 2 --log-with none"
+    subprocess.run(
+        [sys.executable, "-m", "lace_lora.main", *line.split()], cwd=folder, check=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    images = folder / "demo_output/demo/images"
+    open_book(page, address, "04_generate")
+    run_all(page)
+    page.wait_for_selector(".lace-designs-card img", timeout=WAIT_MS)
+    page.locator("button.lace-designs-star").nth(2).click()
+    stars = images / "sheet/starred.json"
+    until(lambda: stars.is_file() and [one["index"] for one in json.loads(stars.read_text())["starred"]] == [2])
+    page.locator("button.lace-designs-look").nth(2).click()
+    page.wait_for_selector(".lace-designs-large img")
+    page.screenshot(path=str(tmp_path / "designs.png"))
+
+    page.locator(".lace-refine select").select_option("ensemble")
+    page.locator("button.lace-designs-redraw").click()
+    page.get_by_text("are to be drawn again: run the next cell").wait_for()
+    last = page.locator(".jp-CodeCell").last
+    last.scroll_into_view_if_needed()
+    last.locator(".jp-InputArea-editor").click()
+    page.keyboard.press("Shift+Enter")
+    until(lambda: (images / "sheet-2/sheet-2.zip").is_file(), seconds=120)
+    rows = [json.loads(row) for row in (images / "sheet-2/images.jsonl").read_text().splitlines()]
+    assert [(row["seed"], row["refine"]) for row in rows] == [(2, "ensemble")]
+    assert not list((images / "sheet").glob("refined_output_*"))
 
 
 def _first_caption(page) -> str:
