@@ -146,7 +146,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     start_picture: str | None = setting(None, "pictures out", "a sketch or photograph that every design begins with; empty begins with noise")
     start_strength: float = setting(0.6, "pictures out", "how much may change of the picture that is begun with", gt=0, le=1)
     repeat: Literal["none", "straight", "half-drop", "brick", "band"] = setting("none", "pictures out", "how tiles of the design join without a seam: straight, half-drop (columns drop by half), brick (rows shift by half), band (along its length only, an edging); none is a single picture")
-    repeat_from: float = setting(0.0, "pictures out", "share of the steps after which the edges of a repeat are joined; 0 joins them from the first, 0.6 keeps the composition of a single picture", ge=0, le=0.9)
+    repeat_from: float = setting(0.0, "pictures out", "share of the steps after which the edges of a repeat are joined; 0 joins them from the first, 0.5 keeps the composition of a single picture", ge=0, le=0.9)
     scheduler: Literal["dpmpp_2m", "dpmpp_2m_karras", "unipc", "euler", "ddim"] = setting("dpmpp_2m", "pictures out", "sampler; dpmpp_2m is DPM-Solver++ multistep, _karras gives more of its steps to fine detail")
     lora_scale: float = setting(1.0, "pictures out", "strength of your style; 0 is the base model alone", ge=-2, le=3)
     refine: Literal["ensemble", "img2img", "none"] = setting("ensemble", "pictures out", "how the refiner works: in the last part of one schedule, on the finished picture, or not at all")
