@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -108,8 +109,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note(self, tensor: torch.Tensor) -> None:
-        if tensor.device.type == "meta" or tensor.layout != torch.strided:
-            return
+        if tensor.device.type == "meta" or tensor.layout != torch.strided or isinstance(tensor, FakeTensor):
+            return  # nothing of it is in memory; compiling leaves some behind
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
