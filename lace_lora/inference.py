@@ -105,7 +105,7 @@ def _taken_over(
     order: Order, finished: Mapping[int, Generation], say: Say, show: Callable[[Generation], None] | None
 ) -> dict[int, Generation]:
     """Pictures of earlier sheets that are the same; what is gone from there since is added to what is drawn."""
-    lacking = [index for index in order.reused if index not in finished]
+    lacking = [index for index in order.placed.reused if index not in finished]
     taken = {}
     for generation in sheet.take_over(order.placed, order.run, lacking, order.shard):
         taken[generation.index] = generation
@@ -114,9 +114,7 @@ def _taken_over(
     if taken:
         say(f"taken     {len(taken)} pictures from earlier sheets, where they are the same")
     gone = [index for index in lacking if index not in taken]
-    if gone:
-        order.batches.extend(sheet.draw_anew(order.placed, gone, order.at_once, order.shard))
-        order.reused[:] = [index for index in order.reused if index not in gone]
+    sheet.draw_anew(order.placed, gone, order.at_once, order.shard)
     return taken
 
 
@@ -139,6 +137,8 @@ def _ended(order: Order, stop: stopping.Stop, lacked: bool, say: Say) -> Designs
             lacked |= finishing.finish(order.folder, done, order.pictures, order.finishing, stop, say)
         if lacked or not sheet.is_closed(order.folder, pack=order.packs):
             sheet.close(order.folder, done, pack=order.packs)
+        else:
+            sheet.write_page(order.folder)
         say(f"finished  {len(done)} pictures; all on one page: {order.folder.index}")
     return Designs(done, order.folder, is_complete=not own and not stop.asked)
 

@@ -57,8 +57,6 @@ class Order:
     dtype: torch.dtype
     device: str
     placed: Placed
-    batches: list[Pictures]  # those of this process
-    reused: list[int]  # pictures that this process takes from earlier sheets
     at_once: dict[tuple[int, int], int]  # pictures in a batch by width and height
     shard: Shard
     shelf: Shelf
@@ -79,9 +77,14 @@ class Order:
         return self.placed.pictures
 
     @property
+    def batches(self) -> list[Pictures]:
+        """What this process draws."""
+        return self.placed.batches
+
+    @property
     def own(self) -> frozenset[int]:
-        """Numbers of the pictures that this process makes or takes over."""
-        return frozenset(chain(self.reused, *self.batches))
+        """Numbers of the pictures that this process draws or takes over."""
+        return frozenset(chain(self.placed.reused, *self.batches))
 
     def kept_as(self, stage: str) -> str:
         """The name under which a stage keeps its latents: those of another precision are not taken up."""
@@ -122,8 +125,9 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     except PicturesError as error:
         raise SettingsError(f"The picture to begin with (start_picture) will not do: {error}") from error
     pictures = wanted.pictures(config, run, lora, wanted.Models(base_model, refiner_model, precision), say)
-    _check(config, pictures, [base_model, *([refiner_model] if refiner_model else [])], say)
-    models = models_of([base_model, *([refiner_model] if refiner_model else [])], config.vae_model)
+    both = [base_model, *([refiner_model] if refiner_model else [])]
+    _check(config, pictures, both, refining, say)
+    models = models_of(both, config.vae_model)
     models += [precision] if config.mixed_precision != "auto" else []  # auto may be finished on another machine
     sizes = {(one.width, one.height) for one in pictures}
     at_once = {size: batch_size(base_model, *size, machine) for size in sizes}
@@ -140,8 +144,6 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
         dtype=stages.DTYPES[precision],
         device=machine.device,
         placed=placed,
-        batches=list(placed.batches),
-        reused=list(placed.reused),
         at_once=at_once,
         shard=shard,
         shelf=shelf or Shelf(0),
@@ -160,17 +162,19 @@ def models_of(models: Sequence[str], vae_model: str | None) -> list[str]:
     return told + ([other_vae.identity(vae_model)] if vae_model else [])
 
 
-def _check(config: Config, pictures: Sequence[Generation], models: Sequence[str], say: Say) -> None:
+def _check(
+    config: Config, pictures: Sequence[Generation], models: Sequence[str], refining: Refining | None, say: Say
+) -> None:
     """Refuse sizes that do not join or cannot be finished, and say what prompts lose, before anything is loaded."""
     step = math.lcm(*(family.layout(model).pixel_step for model in models))
     for width, height in dict.fromkeys((one.width, one.height) for one in pictures):
         repeats.check_size(config.repeat, width, height, step)
         Finishing.of(config).check(config.repeat, (width, height))
-    if config.start_picture or config.vary_by == "picture":
-        scheduler = make_scheduler(config.scheduler, models[0], config.num_inference_steps)
-        refining, _ = _refining(config, models[0])
-        is_split = refining is not None and refining.mode == "ensemble"
-        handover = refiner_begin(scheduler, config.num_inference_steps, refining) if refining and is_split else 0
+    if pictures[0].start_digest is not None:
+        handover = 0
+        if refining is not None and refining.mode == "ensemble":
+            scheduler = make_scheduler(config.scheduler, models[0], config.num_inference_steps)
+            handover = refiner_begin(scheduler, config.num_inference_steps, refining)
         start_begin(sampling_of(config), handover)
     if config.image_format == "jpg":
         for one in pictures:

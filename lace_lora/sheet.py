@@ -162,30 +162,29 @@ def take_over(placed: Placed, run: RunFolder, indexes: Iterable[int], shard: Sha
         if name not in lying:
             lying[name] = {_recipe(row): row for row in _rows_of(source)}
         found = lying[name].get(_recipe(one.row()))
-        if found is None or not all(_is_as_drawn(source.root / found[kind], found) for kind in _kinds(one)):
+        if found is None:
+            continue
+        lie = [source.root / str(found[kind]) for kind in ("base", "refined")][: len(one.files())]
+        if not all(_is_as_drawn(path, found) for path in lie):
             continue
         done = replace(one, **{name: found[name] for name in FOUND})
-        for path, earlier in zip(one.files(), (found["base"], found["refined"]), strict=False):
+        for path, earlier in zip(one.files(), lie, strict=True):
             if found["dpi"] == one.dpi:
-                checkpoint.write_bytes(path, (source.root / earlier).read_bytes())
+                checkpoint.write_bytes(path, earlier.read_bytes())
             else:  # the same pixels for another size in print
-                with Image.open(source.root / earlier) as image:
+                with Image.open(earlier) as image:
                     _write(image.convert("RGB"), path, done)
         checkpoint.append_line(placed.folder.rows(shard), _line(done))
         yield done
 
 
-def draw_anew(
-    placed: Placed, indexes: Sequence[int], at_once: Mapping[tuple[int, int], int], shard: Shard
-) -> list[Pictures]:
-    """Batches for own pictures that were to be taken from an earlier sheet and are gone from there; recorded."""
-    batches = []
-    for owner in dict.fromkeys(index % shard.of for index in indexes):  # one, unless others' are done alone
-        same = [placed.pictures[index] for index in indexes if index % shard.of == owner]
-        batches += [tuple(batch) for batch in _batches(same, at_once)]
-    for batch in batches:
-        checkpoint.append_line(placed.folder.redrawn(shard), json.dumps(list(batch)))
-    return batches
+def draw_anew(placed: Placed, indexes: Sequence[int], at_once: Mapping[tuple[int, int], int], shard: Shard) -> None:
+    """Draw own pictures that were to be taken from an earlier sheet and are gone from there; their batches are kept."""
+    for batch in _batches([placed.pictures[index] for index in indexes], at_once):
+        checkpoint.append_line(placed.folder.redrawn(shard), json.dumps(batch))
+        placed.batches.append(tuple(batch))
+    for index in indexes:
+        del placed.reused[index]
 
 
 def add(folder: SheetFolder, one: Generation, base: Image.Image, refined: Image.Image | None, shard: Shard) -> None:
@@ -222,13 +221,15 @@ def close(folder: SheetFolder, done: Sequence[Generation], *, pack: bool) -> Non
 
 
 def is_closed(folder: SheetFolder, *, pack: bool) -> bool:
-    """Whether a sheet of which nothing is missing was finished as a whole; its stars may have changed since."""
+    """Whether a sheet of which no picture is missing was finished as a whole."""
     whole = [folder.contact_sheet, folder.index, *([folder.zip] if pack else [])]
     left = [*folder.all_rows()[1:], *folder.all_halved(), *folder.all_redrawn()]
-    is_closed = all(path.is_file() for path in whole) and not left
-    if is_closed:
-        page.write(folder, stars.read(folder))
-    return is_closed
+    return all(path.is_file() for path in whole) and not left
+
+
+def write_page(folder: SheetFolder) -> None:
+    """Write the page to look through, with the stars that are set by now."""
+    page.write(folder, stars.read(folder))
 
 
 def show(folder: SheetFolder, done: Sequence[Generation]) -> None:
@@ -237,7 +238,7 @@ def show(folder: SheetFolder, done: Sequence[Generation]) -> None:
     labels = [f"{one.index}: {words}" for one, words in zip(shown, _apart([one.prompt for one in shown]), strict=True)]
     laid = pictures.contact_sheet([one.path for one in shown], labels=labels)
     checkpoint.write_file(folder.contact_sheet, lambda path: laid.save(path, "PNG"))
-    page.write(folder, stars.read(folder))
+    write_page(folder)
 
 
 # -- inside --
@@ -316,10 +317,6 @@ def _rows_of(sheet: SheetFolder) -> list[dict[str, Any]]:
     """The rows of pictures that are there, by whichever process, that tell all that ours tell."""
     told = {one.name for one in fields(Generation)}
     return [row for row in stars.rows(sheet).values() if told <= row.keys() and row["base"]]
-
-
-def _kinds(one: Generation) -> list[str]:
-    return ["base", "refined"] if one.refined else ["base"]
 
 
 def _is_as_drawn(path: Path, row: Mapping[str, Any]) -> bool:

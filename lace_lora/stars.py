@@ -22,7 +22,6 @@ from lace_lora.run_folder import RunFolder, SheetFolder
 
 STAR, NO_STAR = "★", "☆"
 STARRED = "starred"  # the list in starred.json
-SHARDS = "images-*-of-*.jsonl"  # rows of processes that share a sheet
 KINDS = {".png", ".jpg", ".jpeg"}
 SHOWN = 6  # of names or runs of numbers in a sentence
 
@@ -51,7 +50,7 @@ def rows(folder: SheetFolder, only: Collection[str] = ()) -> dict[int, dict[str,
     there = _pictures_in(folder.root)
     wanted = {"index", "base", "refined", *only}
     found: dict[int, dict[str, Any]] = {}
-    for manifest in (*sorted(folder.root.glob(SHARDS)), folder.manifest):
+    for manifest in (*folder.all_rows()[1:], folder.manifest):
         for row in _lines(manifest):
             index = row.get("index")
             if type(index) is int and index >= 0:
@@ -75,7 +74,8 @@ def sheets_in(parent: Path) -> list[SheetFolder]:
     found = []
     with suppress(OSError):
         for path in parent.iterdir():
-            ages = [_age(file) for file in (path / "request.json", path / "images.jsonl", *path.glob(SHARDS))]
+            sheet = SheetFolder(path)
+            ages = [_age(file) for file in (sheet.request, *sheet.all_rows())]
             if max(ages) > 0 and not path.name.startswith("."):
                 found.append((max(ages), len(path.name), path.name, path))
     return [SheetFolder(path) for *_, path in sorted(found, reverse=True)]

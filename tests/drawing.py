@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
-from lace_lora import inference
+from lace_lora import inference, stages
 from lace_lora.config import Config, load
 
 Asked = Callable[..., Config]
@@ -40,3 +41,30 @@ def picture_at(path: Path) -> Image.Image:
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "images.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def seeds_drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of all pictures that the base draws from now on."""
+    drawn: list[int] = []
+    working = stages._draw
+
+    def noted(net: Any, batch: Any, *rest: Any) -> Any:
+        drawn.extend(batch.seeds)
+        return working(net, batch, *rest)
+
+    monkeypatch.setattr(stages, "_draw", noted)
+    return drawn
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, room: Any, name: str, call: int) -> None:
+    """End the process, as it were, at that call of a function."""
+    working, calls = getattr(room, name), 0
+
+    def cut(*given: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise SystemExit
+        return working(*given, **more)
+
+    monkeypatch.setattr(room, name, cut)

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 from lace_lora import adapter as adapters
-from lace_lora import candidates, cells, checkpoint, grid, inference, main, optimizers, pictures, stages, train
+from lace_lora import candidates, cells, checkpoint, grid, inference, main, optimizers, pictures, train
 from lace_lora.config import Config, load
 from lace_lora.errors import AdapterError, LaceError, PicturesError, SettingsError
 from lace_lora.families import sdxl
 from lace_lora.run_folder import RunFolder
 from tests.conftest import draw_lace, read_pixels
+from tests.drawing import cut_at, seeds_drawn
 from tests.test_stages import watch_networks
 from tests.training import quietly, stop_after
 
@@ -283,35 +284,13 @@ def test_C12_a_grid_that_was_cut_off_is_finished_with_the_same_bytes_and_loses_o
     config: Config, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, room: Any, name: str, call: int
 ) -> None:
     """C12: before the first and the fourth picture is drawn, the third is written, and the page."""
-    working, calls = getattr(room, name), 0
-
-    def cut(*given: Any, **more: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise SystemExit
-        return working(*given, **more)
-
-    drawn = counted(monkeypatch)
+    drawn = seeds_drawn(monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(room, name, cut)
+        cut_at(patched, room, name, call)
         quiet_run(config)
     assert quiet_run(config).is_complete
     assert len(drawn) == 5
     assert files_of(RunFolder.of(config).evaluation) == whole
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seeds of all pictures that the UNet draws from now on."""
-    drawn: list[int] = []
-    working = stages._draw
-
-    def noted(net: Any, batch: Any, *rest: Any) -> Any:
-        drawn.extend(batch.seeds)
-        return working(net, batch, *rest)
-
-    monkeypatch.setattr(stages, "_draw", noted)
-    return drawn
 
 
 def test_C12_stopping_keeps_what_is_drawn(config: Config, whole: dict[str, bytes]) -> None:
@@ -339,7 +318,7 @@ def test_C12_a_second_call_loads_nothing_and_other_requests_never_overwrite(
 ) -> None:
     """C12: another prompt, seed, setting or set of strengths gets a folder of its own; cells are taken over."""
     quiet_run(config)
-    drawn = counted(monkeypatch)
+    drawn = seeds_drawn(monkeypatch)
     others: list[tuple[Config, dict[str, Any], int]] = [
         (config, {"prompts": ["<lace> star"]}, 5),
         (config, {"seeds": [8]}, 5),

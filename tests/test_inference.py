@@ -24,7 +24,7 @@ from lace_lora.config import load
 from lace_lora.errors import AdapterError, MachineError, ModelError, RunError, SettingsError
 from lace_lora.families import sdxl
 from lace_lora.machine import Machine
-from tests.drawing import Asked, files_of, picture_at, quiet_run, rows_of, settings_of
+from tests.drawing import Asked, cut_at, files_of, picture_at, quiet_run, rows_of, settings_of
 from tests.test_stages import made_lora, watch_networks
 
 
@@ -227,16 +227,7 @@ def test_a_sheet_that_was_cut_off_is_finished_with_the_same_bytes(
     room: Any, name: str, call: int,
 ) -> None:  # fmt: skip
     """The second batch of the base, the second of the refiner, the third picture, and before the last page."""
-    working, calls = getattr(room, name), 0
-
-    def cut(*given: Any, **more: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise SystemExit
-        return working(*given, **more)
-
-    monkeypatch.setattr(room, name, cut)
+    cut_at(monkeypatch, room, name, call)
     with pytest.raises(SystemExit):
         quiet_run(asked())
     monkeypatch.setattr(order, "batch_size", lambda *given: 3)  # the batches are those of the first time

@@ -11,11 +11,11 @@ import numpy
 import pytest
 from PIL import Image
 
-from lace_lora import cloth, finishing, inference, lock, order, page, pictures, repeats, sheet, stages
+from lace_lora import cloth, finishing, inference, lock, order, page, pictures, repeats, sheet
 from lace_lora.errors import MachineError, RunError, SettingsError
 from lace_lora.families import sdxl
 from lace_lora.run_folder import RunFolder, Shard, SheetFolder
-from tests.drawing import Asked, files_of, picture_at, quiet_run, rows_of, settings_of
+from tests.drawing import Asked, files_of, picture_at, quiet_run, rows_of, seeds_drawn, settings_of
 
 PROMPTS = ("<lace> leaf", "<lace> star", "<lace> rosette")
 
@@ -29,15 +29,7 @@ def _batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Seeds of the pictures that the base draws."""
-    seeds: list[int] = []
-    draw = stages._draw
-
-    def noted(net: Any, batch: Any, *rest: Any) -> Any:
-        seeds.extend(batch.seeds)
-        return draw(net, batch, *rest)
-
-    monkeypatch.setattr(stages, "_draw", noted)
-    return seeds
+    return seeds_drawn(monkeypatch)
 
 
 # -- taken over --

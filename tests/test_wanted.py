@@ -158,6 +158,9 @@ def test_a_start_that_leaves_no_step_is_refused_before_anything_is_loaded(
     with pytest.raises(SettingsError, match=r"start_strength 0\.2 of 4 steps leaves the base none"):
         quiet_run(asked(start_picture=str(tmp_path / "sketch.png"), start_strength=0.2))
     assert not (tmp_path / "out/lace/images").exists()
+    # Where nothing is begun with, it is of no account: vary_by alone begins with nothing.
+    monkeypatch.undo()
+    assert len(quiet_run(asked(num_images=1, vary_by="picture", start_strength=0.2))) == 1
 
 
 def test_P20_a_prompts_file_gives_rows_of_their_own_size_seed_and_count(asked: Asked, tmp_path: Path) -> None:
