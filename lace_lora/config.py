@@ -4,11 +4,9 @@ A setting's default, bounds, unit, group and help stand on one line here. The sh
 notebooks' forms and the table in documentation.md are generated from these lines.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -16,6 +14,13 @@ import yaml
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
+from lace_lora.declarations import GROUPS as GROUPS
+from lace_lora.declarations import bounds_of as bounds_of
+from lace_lora.declarations import bounds_text as bounds_text
+from lace_lora.declarations import choices_of as choices_of
+from lace_lora.declarations import group_of, setting
+from lace_lora.declarations import nearest as nearest
+from lace_lora.declarations import unit_of as unit_of
 from lace_lora.errors import SettingsError
 
 Auto = Literal["auto"]
@@ -34,32 +39,10 @@ USER_KEYS = (
     "learning_rate",
     "max_train_steps",
 )
+# Lists whose texts hold commas: they are written one a line.
+BY_LINE = ("prompts", "plain_prompts")
 # Where notebooks look for settings in Drive, below the folder that it is mounted at.
 DRIVE_FILE = "MyDrive/lace_lora/config.yaml"
-# JSON schema's names of bounds, and pydantic's.
-SCHEMA_BOUNDS = {
-    "minimum": "ge",
-    "exclusiveMinimum": "gt",
-    "maximum": "le",
-    "exclusiveMaximum": "lt",
-    "multipleOf": "multiple_of",
-}
-GROUPS = {
-    "where": "Where things are",
-    "pictures": "Pictures and words",
-    "captions": "Suggested captions",
-    "model": "Base model",
-    "adapter": "Size of the LoRA",
-    "training": "Training",
-    "keeping": "Keeping what is finished",
-    "pictures out": "New designs",
-    "finishing": "Made of each design",
-}
-
-
-def setting(default: Any, group: str, description: str, unit: str = "", **bounds: Any) -> Any:
-    """One declared setting: its default, group (see GROUPS), help, unit and pydantic bounds."""
-    return Field(default, description=description, json_schema_extra={"group": group, "unit": unit}, **bounds)
 
 
 class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False):
@@ -134,7 +117,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
 
     sheet_name: str = setting("sheet", "pictures out", "folder for the new designs; other prompts never overwrite it", pattern=r"^[\w][\w .-]{0,63}$")
     prompts: tuple[str, ...] = setting((), "pictures out", "what you want to see, one prompt a line; {white|cream} takes turns; empty means the instance prompt")
-    prompts_file: str | None = setting(None, "pictures out", "a file of prompts (.txt, .csv, .jsonl or .yaml; rows may have their own count, seed, negative_prompt, width and height), or captions for what is written about your photographs; empty means prompts")
+    prompts_file: str | None = setting(None, "pictures out", "a file of prompts (.txt, .csv, .jsonl or .yaml; rows may have their own count, seed, negative_prompt, width, height, subset and reference_path), or captions for what is written about your photographs; empty means prompts")
     base_prompt: str | None = setting(None, "pictures out", "words around every prompt, which stands at {prompt}, or behind them; empty is none")
     negative_prompt: str = setting("grainy, low quality", "pictures out", "what you do not want to see")
     num_images: int = setting(24, "pictures out", "new designs in all, shared out over the prompts", "pictures", ge=1, le=100_000)
@@ -167,6 +150,14 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     threshold: Literal["auto", "otsu", "local"] = setting("auto", "finishing", "how thread and ground are told apart: one tone for the whole picture, or with the light nearby")
     upscale: float = setting(1.0, "finishing", "also a copy with so many times as many pixels a side, which keeps the seam; 1 is off", "times", ge=1, le=8)
     zip: bool = setting(True, "finishing", "also all of the finished sheet in one zip")
+
+    num_evaluated: int = setting(30, "evidence", "pictures that the base model and your LoRA each draw at the same seeds, to be measured; below 13 what became of plain prompts cannot be told", "pictures", ge=4, le=1000)
+    all_checkpoints: bool = setting(False, "evidence", "also draw with every checkpoint that is kept, to see which of them copy and to choose between two of them blind")
+    plain_prompts: tuple[str, ...] = setting((), "evidence", "prompts without the concept token, to see what the LoRA does to them; empty takes a few everyday ones")
+    unseen_dir: str | None = setting(None, "evidence", "a folder of photographs in your style that were never learnt, beside those held out of the training")
+    style_model: str = setting("facebook/dinov2-base", "evidence", "model that tells how alike two pictures look: a folder, a Hugging Face name, or none for edges, texture and colour alone")
+    text_model: str = setting("openai/clip-vit-large-patch14", "evidence", "model that tells how well a picture shows its prompt: a folder, a Hugging Face name, or none")
+    inception_model: str | None = setting(None, "evidence", "a classifier of photographs, a folder or a Hugging Face name, for an Inception Score, which says little about lace; empty is off")
     # fmt: on
     # Names given as explicit overrides (form, -p, --rank): only these beat the demo preset. See presets.settle.
     _overridden: frozenset[str] = PrivateAttr(default=frozenset())
@@ -184,7 +175,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
             raise ValueError("an address without user name, question mark or #")
         return url
 
-    @field_validator("prompts")
+    @field_validator(*BY_LINE)
     @classmethod
     def _no_empty_lines(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(line.strip() for line in prompts if line.strip())
@@ -256,47 +247,7 @@ def found(drive_mount_path: str | None = None) -> list[Path]:
 
 def fields_of(group: str) -> list[tuple[str, FieldInfo]]:
     """The settings of one group, in the order in which they are declared."""
-    return [(name, field) for name, field in Config.model_fields.items() if _extra(field)["group"] == group]
-
-
-def unit_of(field: FieldInfo) -> str:
-    """The unit of a setting ("px", "steps"), or an empty text."""
-    return str(_extra(field)["unit"])
-
-
-def bounds_of(field: FieldInfo) -> dict[str, float]:
-    """The bounds of a setting by pydantic's names: ge, gt, le, lt, multiple_of (only those that are set)."""
-    schema = _schema()[next(name for name, own in Config.model_fields.items() if own is field)]
-    numbers = [schema, *schema.get("anyOf", [])]
-    return {name: part[key] for part in numbers for key, name in SCHEMA_BOUNDS.items() if key in part}
-
-
-def choices_of(field: FieldInfo) -> tuple[str, ...]:
-    """The values that a setting offers by name, such as ("auto",) or ("cosine", "constant", "linear")."""
-    schema = _schema()[next(name for name, own in Config.model_fields.items() if own is field)]
-    parts = [schema, *schema.get("anyOf", [])]
-    return tuple(str(value) for part in parts for value in part.get("enum", [part["const"]] if "const" in part else []))
-
-
-def bounds_text(field: FieldInfo) -> str:
-    """The bounds and choices of a setting in words, such as "32 to 2048, multiple of 8, or auto"."""
-    bounds, choices = bounds_of(field), choices_of(field)
-    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    parts = []
-    if low is not None and high is not None:
-        above, below = "above " if "gt" in bounds else "", "below " if "lt" in bounds else ""
-        parts.append(f"{above}{low:g} to {below}{_number(high)}")
-    if "multiple_of" in bounds:
-        parts.append(f"multiple of {bounds['multiple_of']:g}")
-    if choices:
-        parts.append(("or " if parts else "") + ", ".join(choices))
-    return ", ".join(parts)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """ "; did you mean rank?" for the nearest known name, or an empty text when nothing is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else "."
+    return [(name, field) for name, field in Config.model_fields.items() if group_of(field) == group]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -342,7 +293,8 @@ def _converted(name: str, value: Any) -> Any:
     """Bring text to the kind that its field has: YAML 1.1 reads 1e-4 as the text '1e-4', and a form gives lines."""
     default = Config.model_fields[name].default
     if isinstance(default, tuple) and isinstance(value, str):
-        return tuple(part for part in (value.splitlines() if name == "prompts" else value.split(",")) if part.strip())
+        parts = value.splitlines() if name in BY_LINE else value.split(",")
+        return tuple(part for part in parts if part.strip())
     if isinstance(value, str) and value.strip().casefold() in ("", "none") and default is None:
         return None
     if name == "mixed_precision" and value is False:  # YAML 1.1 reads the word no as False
@@ -392,19 +344,3 @@ def _as_number(value: Any) -> float | None:
         return None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:g}"
-
-
-@cache
-def _schema() -> dict[str, dict[str, Any]]:
-    properties: dict[str, dict[str, Any]] = Config.model_json_schema()["properties"]
-    return properties
-
-
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    extra = field.json_schema_extra
-    assert isinstance(extra, dict), "every setting is declared by setting()"
-    return extra

@@ -152,10 +152,11 @@ def _plain(widget: ipywidgets.Widget) -> Drawn:
 
 def _lines(name: str, value: tuple[str, ...]) -> Drawn:
     """Several texts: prompts one a line, short ones in one line with commas."""
-    if name != "prompts":
+    if name not in declared.BY_LINE:
         line = ipywidgets.Text(value=", ".join(value), continuous_update=False, **_labelled(name, TEXT_PX))
         return Drawn((line,), lambda: tuple(part.strip() for part in line.value.split(",") if part.strip()))
-    hint = "one prompt a line; empty means the instance prompt"
+    empty = "empty means the instance prompt" if name == "prompts" else "empty takes a few everyday ones"
+    hint = f"one prompt a line; {empty}"
     area = ipywidgets.Textarea(
         value="\n".join(value), placeholder=hint, rows=max(4, len(value) + 1), **_labelled(name, TEXT_PX)
     )

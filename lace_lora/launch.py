@@ -123,7 +123,7 @@ def _given(config: Config) -> list[str]:
 
     Those at their default too: a config.yaml or a preset that the processes find would else take their place.
     """
-    draws_only = dict(settings_of.fields_of("pictures out") + settings_of.fields_of("finishing"))
+    draws_only = dict(sum(map(settings_of.fields_of, ("pictures out", "finishing", "evidence")), []))
     words = []
     for name in Config.model_fields:
         value = getattr(config, name)

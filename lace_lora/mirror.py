@@ -332,7 +332,7 @@ class Mirror:
         if there > here or (is_newer and there == here and size_of(run.log) is not None):
             self._bring_file(run.log)
         folders = (run.samples, run.tensorboard, run.class_images, run.adapter)
-        alone = [run.config, run.annotations, run.best, run.record]
+        alone = [run.config, run.annotations, run.held_out, run.best, run.record]
         found = [path for path in alone if size_of(path) is not None]
         found += [path for folder in folders if size_of(folder) is not None for path in files_of(folder)]
         wanted = [path for path in found if is_newer or not self._here(path).is_file()]

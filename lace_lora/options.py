@@ -37,7 +37,7 @@ def parameters(
 def as_text(name: str, value: str | list[str] | None) -> str | None:
     """An option's value as one text, which config.load turns into the setting's kind; None where it was not given."""
     if isinstance(value, list):
-        return ("\n" if name == "prompts" else ",").join(value) or None
+        return ("\n" if name in declared.BY_LINE else ",").join(value) or None
     return value
 
 

@@ -1,17 +1,19 @@
 """The name of every file of a run; no other room spells a path.
 
 <lora_output_dir>/<run_name>/
-    config.yaml  run.json  log.jsonl  annotations.txt
+    config.yaml  run.json  log.jsonl  annotations.txt  held_out.txt
     checkpoints/step-000250/  best.json
     samples/step-000250/sample_00.png  samples/film_strip.png  tensorboard/
     class_images/
+    references/0123456789ab-rose.png …
     adapter/pytorch_lora_weights.safetensors  adapter/<run_name>.safetensors  adapter/adapter.json
     adapter/concept_token.safetensors
     images/<sheet_name>/refined_output_000.png  base_result_000.png  images.jsonl  contact_sheet.png  request.json
                         refined_output_000_repeat.png … (see page.BESIDE)  finishing.json  index.html  <sheet_name>.zip
                         starred.json
-    evaluation/scores.json  evaluation/base_versus_lora.png  report.html
-    evaluation/grid/grid.png  grid.json  cells/
+    evaluation/scores.json  pairs.png  nearest.jpg  subset_<name>.png  blind.jsonl  ratings.csv  base_versus_lora.png
+    report.html
+    evaluation/grid/grid.png  grid.json  cells/  measured/  measured_plain/: the grids that an evaluation measures
 """
 
 import json
@@ -182,6 +184,11 @@ class RunFolder:
         return self.root / "annotations.txt"
 
     @property
+    def held_out(self) -> Path:
+        """The pictures that were held out of the training, a path a line; no file where there were none."""
+        return self.root / "held_out.txt"
+
+    @property
     def check(self) -> Path:
         """What the check of the photographs found: check.json and problems.png."""
         return self.root / "check"
@@ -250,6 +257,11 @@ class RunFolder:
         return self.adapter / "adapter.json"
 
     @property
+    def references(self) -> Path:
+        """Pictures that designs are to be like, each named by its content."""
+        return self.root / "references"
+
+    @property
     def sheets(self) -> Path:
         """Parent of the sheets of designs."""
         return self.root / "images"
@@ -278,6 +290,29 @@ class RunFolder:
         return self.evaluation / "scores.json"
 
     @property
+    def pairs(self) -> Path:
+        """What an evaluation measured, base model above LoRA: prompts with the token on the left, plain ones right."""
+        return self.evaluation / "pairs.png"
+
+    def nearest(self, number: int) -> Path:
+        """A page of what was made beside the photograph it is most like, from 1 on: nearest.jpg, nearest-2.jpg, …"""
+        return self.evaluation / ("nearest.jpg" if number == 1 else f"nearest-{number}.jpg")
+
+    def subset(self, name: str) -> Path:
+        """The designs of one subset of the prompts on a page; `name` must be safe as part of a file's name."""
+        return self.evaluation / f"subset_{name}.png"
+
+    @property
+    def blind_answers(self) -> Path:
+        """Answers of blind comparisons, one a line, in the order in which they were given."""
+        return self.evaluation / "blind.jsonl"
+
+    @property
+    def ratings(self) -> Path:
+        """What experts said of single designs: clarity and compliance, one row a design and a person."""
+        return self.evaluation / "ratings.csv"
+
+    @property
     def strip(self) -> Path:
         """Base model above LoRA at the same seeds."""
         return self.evaluation / "base_versus_lora.png"
@@ -288,13 +323,13 @@ class RunFolder:
 
     def grids(self) -> list[GridFolder]:
         """The grids that there are, in no order."""
-        return [GridFolder(path.parent) for path in self.evaluation.glob("grid*/grid.json")]
+        return [GridFolder(path.parent) for path in self.evaluation.glob("*/grid.json")]
 
-    def free_grid(self, digest: str) -> GridFolder:
+    def free_grid(self, digest: str, name: str = "grid") -> GridFolder:
         """The grid that was asked for with this digest before, else the next free name: grid, grid-2, grid-3, …"""
         number = 1
         while True:
-            grid = GridFolder(self.evaluation / ("grid" if number == 1 else f"grid-{number}"))
+            grid = GridFolder(self.evaluation / (name if number == 1 else f"{name}-{number}"))
             if _is_free(grid, digest):
                 return grid
             number += 1
@@ -323,13 +358,6 @@ def digest_of(sheet: SheetFolder | GridFolder) -> str | None:
         return str(found) if found else None
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def runs_in(lora_output_dir: str | Path) -> list[RunFolder]:
-    """All runs in a folder, those changed last first."""
-    parent = Path(lora_output_dir).expanduser()
-    found = [RunFolder(path.parent) for path in parent.glob("*/run.json")] if parent.is_dir() else []
-    return sorted(found, key=lambda run: run.record.stat().st_mtime, reverse=True)
 
 
 def _is_free(folder: SheetFolder | GridFolder, digest: str) -> bool:

@@ -34,13 +34,13 @@ from lace_lora.data_utils import Example
 from lace_lora.examples import Preprocess as Preprocess
 from lace_lora.families import folders, sdxl
 from lace_lora.families.quiet import quiet
-from lace_lora.journal import Job as Job
 from lace_lora.journal import Journal
-from lace_lora.journal import jobs as jobs
 from lace_lora.launch import command as command
 from lace_lora.losses import Pictures
 from lace_lora.parts import Parts
 from lace_lora.run_folder import RunFolder
+from lace_lora.runs import Job as Job
+from lace_lora.runs import jobs as jobs
 from lace_lora.sitting import Sitting
 from lace_lora.steps import Step as Step
 
@@ -123,7 +123,7 @@ def _run_here(
             say(note)
         with together.first_alone():
             encoded = _encoded(found, settings, dtype, device, say)
-            learnt, held_out = words_and_pictures.apart(found, settings, validation.PICTURES_AT_MOST, say)
+            learnt, held_out = _apart(found, settings, folder, together, say)
             drawn = class_pictures.draw(settings, folder, dtype, device, say)
             encoded_classes = _encoded(drawn, settings, dtype, device, say, is_learnt=False) if drawn else None
             wanted = samples.prepare(settings, dtype, device)
@@ -154,6 +154,16 @@ def _run_here(
     del parts, now
     sdxl.give_back_memory()
     return saved
+
+
+def _apart(
+    found: Sequence[Example], settings: Config, folder: RunFolder, together: processes.Processes, say: Say
+) -> tuple[list[int], list[int]]:
+    """Numbers of the pictures to learn and of those held out, whose names are kept for an evaluation."""
+    learnt, held_out = words_and_pictures.apart(found, settings, validation.PICTURES_AT_MOST, say)
+    if held_out and together.is_first:
+        checkpoint.write_text(folder.held_out, "".join(f"{found[number].path}\n" for number in held_out))
+    return learnt, held_out
 
 
 def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate.Plan, RunFolder, list[str]]:

@@ -41,7 +41,7 @@ class Views:
 
 
 def look(parts: Parts, views: Views, settings: Config, step: int, processes: Processes) -> dict[str, Any]:
-    """A row of the log: the mean loss of both sets after `step` updates.
+    """A row of the log: the mean loss of both sets after `step` updates, and that of each held-out picture in order.
 
     The share of each process is summed exactly: every picture's loss stands in one place of one vector.
     """
@@ -54,7 +54,8 @@ def look(parts: Parts, views: Views, settings: Config, step: int, processes: Pro
     processes.sum_([found])
     numbers, count = found.tolist(), len(views.held_out.samples)
     held_out, probe = numbers[:count], numbers[count:]
-    return {"step": step, "val_loss": _mean(held_out), "train_probe_loss": _mean(probe)}
+    each = [_mean([loss]) for loss in held_out]
+    return {"step": step, "val_loss": _mean(held_out), "train_probe_loss": _mean(probe), "val_losses": each}
 
 
 def is_best(row: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> bool:
