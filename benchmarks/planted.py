@@ -72,10 +72,10 @@ def tilted(picture: Image.Image, chance: Chance) -> Image.Image:
     return tilt.crop((margin, margin, picture.width - margin, picture.height - margin))
 
 
-def shifted(picture: Image.Image, chance: Chance) -> Image.Image:
+def shifted(picture: Image.Image, chance: Chance, part: float = SHIFT) -> Image.Image:
     """By up to 5 % down or up and right or left; the gap holds the edge's colours, or what is inside mirrored."""
     pixels = numpy.asarray(picture)
-    reach = [round(SHIFT * side) for side in pixels.shape[:2]]
+    reach = [round(part * side) for side in pixels.shape[:2]]
     down, right = (int(chance.integers(-most, most + 1)) for most in reach)
     mode = ("edge", "symmetric")[chance.integers(2)]
     wide = numpy.pad(pixels, [(most, most) for most in reach] + [(0, 0)], mode=mode)

@@ -11,22 +11,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 import numpy
-from numpy.typing import NDArray
-from PIL import Image
 
-from lace_lora.registration import Array, Maps, laid
+from lace_lora.placements import placements, templates, windows
+from lace_lora.registration import laid
+from lace_lora.views import COARSE, SIDE, Array, Maps, Places
+from lace_lora.views import Fingerprint as Fingerprint
+from lace_lora.views import fingerprint as fingerprint
+from lace_lora.views import views as views_of
 
-# K ways to lay one picture on another; each a map, 2 × 3
-Fingerprint = NDArray[numpy.uint8]
-Places = NDArray[numpy.int_]
 Kind = Literal["exact", "same picture", "maybe the same piece"]
 
-# 128 is where different pieces of one ground part from copies: the most alike two reach a likeness of 0.80 at 96 px, of
-# 0.72 at 128, while copies stay above 0.9; at 192 the gap is wider still, but a copy of 300 px has lost that detail.
-SIDE = 128
 FINGERPRINT_SHAPE, FINGERPRINT_DTYPE = (SIDE, SIDE), numpy.uint8
 
 # Measured on 69 photographs of real bobbin lace, 31 of them of like grounds in one framing, and on 17 altered copies of
@@ -36,11 +33,8 @@ FINGERPRINT_SHAPE, FINGERPRINT_DTYPE = (SIDE, SIDE), numpy.uint8
 SAME_PICTURE = 0.82
 MAYBE_THE_SAME_PIECE = 0.74
 
-_COARSE, _MIDDLE = 24, 56  # sides of the smaller views: steps so small that no thread is laid on its neighbour
-_TEMPLATE = 16  # the middle of a coarse view: in any cut that takes away at most a third of a side
+_MIDDLE = 56  # side of the second view, px
 _SCALES = (0.86, 0.93, 1.0, 1.075, 1.16)
-_BETWEEN = (0.0, 0.5)  # a fine mesh is out of step half a cell further on, so windows stand between cells too
-_SHIFTS = _COARSE - _TEMPLATE + 1
 # That many are looked at closely. Where 40 drawn pieces fill one and the same frame, a copy that lost 15 % of it can
 # still have them all before its original; of real pieces none did, whose threads differ more.
 _NEIGHBOURS = 5
@@ -49,13 +43,6 @@ _PLACEMENTS = 24  # ways to lay two views on each other that are followed up: a 
 _LEAST_LIKENESS = (0.7, 0.85)  # in the coarse and the middle view, where 99 of 100 copies reach 0.78 and 0.93
 # Beyond this, meshes of different width fit each other.
 _MOST_ENLARGED, _MOST_STRETCHED = 1.22, 1.1
-
-_QUARTER_TURN, _MIRROR = numpy.array([[0, -1], [1, 0]]), numpy.diag([1, -1])
-_SYMMETRIES = [
-    numpy.linalg.matrix_power(_MIRROR, mirrored) @ numpy.linalg.matrix_power(_QUARTER_TURN, turns)
-    for mirrored in range(2)
-    for turns in range(4)
-]
 
 
 @dataclass(frozen=True)
@@ -72,21 +59,6 @@ class Pair:
     second: int
     likeness: float
     kind: Kind
-
-
-def fingerprint(picture: Image.Image) -> Fingerprint:
-    """The picture's luminance, fitted into SIDE × SIDE and centred; all that is needed to compare it.
-
-    picture  upright, without transparency, as data_utils.open_picture gives it
-    returns  FINGERPRINT_SHAPE: luminance 1..255, and 0 beside the picture
-    """
-    enlarge = SIDE / max(picture.size)
-    width, height = (max(2, round(side * enlarge)) for side in picture.size)
-    small = picture.convert("L").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    sheet = numpy.zeros(FINGERPRINT_SHAPE, FINGERPRINT_DTYPE)
-    top, left = (SIDE - height) // 2, (SIDE - width) // 2
-    sheet[top : top + height, left : left + width] = numpy.maximum(numpy.asarray(small), 1)
-    return sheet
 
 
 def groups(fingerprints: Sequence[Fingerprint]) -> tuple[tuple[int, ...], ...]:
@@ -122,7 +94,7 @@ def pairs(fingerprints: Sequence[Fingerprint]) -> list[Pair]:
         if first != place:
             found.append(Pair(first, place, 1.0, "exact"))
     different = list(first_of.values())
-    for one, other, likeness in _alike([_views(fingerprints[place]) for place in different]):
+    for one, other, likeness in _alike([views_of(fingerprints[place], (COARSE, _MIDDLE)) for place in different]):
         kind: Kind = "same picture" if likeness >= SAME_PICTURE else "maybe the same piece"
         found.append(Pair(different[one], different[other], likeness, kind))
     return sorted(found, key=lambda pair: (pair.kind != "exact", -pair.likeness, pair.first, pair.second))
@@ -225,121 +197,23 @@ def _neighbours(coarse: Array, lowest: Places) -> set[tuple[int, int]]:
     }
 
 
-def _views(print_: Fingerprint) -> tuple[Array, ...]:
-    """Local contrast of a picture at the coarse, the middle and the full size, without what lies beside it."""
-    down, right = numpy.flatnonzero(print_.any(axis=1)), numpy.flatnonzero(print_.any(axis=0))
-    pixels = print_[down[0] : down[-1] + 1, right[0] : right[-1] + 1].astype(numpy.float32)
-    pixels = _evenly_lit(pixels)
-    return (*(_local_contrast(_smaller(pixels, side)) for side in (_COARSE, _MIDDLE)), _local_contrast(pixels))
-
-
-def _evenly_lit(pixels: Array) -> Array:
-    """The picture without light that falls off to one side: divided by the plane that fits its logarithm.
-
-    Near its edges no local mean can tell such light from lace: without this, a lamp from one side parted 7 of 69
-    photographs of fine mesh from their copies, and 16 of 69 long strips.
-    """
-    coarse = _smaller(pixels, _COARSE)  # by whole cells: in single pixels thread and gap would weigh more than light
-    down, right = _grid(coarse.shape)
-    slopes = numpy.stack([down.ravel(), right.ravel(), numpy.ones(coarse.size)], axis=1)
-    (by_down, by_right, _), *_ = numpy.linalg.lstsq(slopes, numpy.log(coarse.ravel()), rcond=None)
-    down, right = _grid(pixels.shape)
-    return (pixels / numpy.exp(by_down * down + by_right * right)).astype(numpy.float32)
-
-
-def _grid(shape: tuple[int, ...]) -> list[NDArray[numpy.float64]]:
-    """How far down and how far right each place of an array lies, -1..1."""
-    return list(numpy.meshgrid(*((numpy.arange(side) + 0.5) / side * 2 - 1 for side in shape), indexing="ij"))
-
-
-def _smaller(pixels: Array, side: int) -> Array:
-    """The picture in cells of SIDE / side pixels; an even number each way, so that its centre is between cells.
-
-    Gaussian with a width of 0.7 cells: with less, the threads of a fine mesh beat with the cells, and a cut of two
-    pixels changed the whole coarse view.
-    """
-    cell = SIDE / side
-    weights = []
-    for length in pixels.shape:
-        cells = 2 * max(1, round(length / cell / 2))
-        centres = (numpy.arange(cells) - (cells - 1) / 2) * cell + (length - 1) / 2
-        weights.append(_bell(centres, numpy.arange(length), 0.7 * cell))
-    return (weights[0] @ pixels @ weights[1].T).astype(numpy.float32)
-
-
-def _bell(centres: NDArray[Any], places: Places, width: float) -> Array:
-    """Gaussian weights of each place (columns) around each centre (rows), which add up to one."""
-    weights = numpy.exp(-((centres[:, None] - places) ** 2) / (2 * width * width)) + 1e-12
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(numpy.float32)
-
-
-def _local_contrast(pixels: Array) -> Array:
-    """Light and dark against the surroundings of 2.5 px, in parts of what is usual there: free of light and exposure.
-
-    Half of the picture's own contrast, and a quarter of a grey level, are added below the fraction: plain cloth and
-    white margins stay weak instead of showing their noise.
-    """
-    rows, columns = (_bell(numpy.arange(length), numpy.arange(length), 2.5) for length in pixels.shape)
-    detail = pixels - rows @ pixels @ columns.T
-    spread = numpy.sqrt(rows @ (detail * detail) @ columns.T)
-    return detail / (spread + 0.5 * detail.std() + 0.25)
-
-
 def _coarse_likeness(views: Sequence[Array]) -> Array:
     """How alike every two coarse views are at their best placement: correlation, symmetric, 1 on the diagonal."""
-    sheets = [_sheet(view) for view in views]
-    templates = numpy.array([_templates(sheet) for sheet in sheets]).reshape(-1, _TEMPLATE * _TEMPLATE)
+    middles = [templates(view) for view in views]
+    rows = numpy.concatenate(middles) if middles else numpy.empty((0, 1), numpy.float32)
     found = numpy.eye(len(views), dtype=numpy.float32)
     for place in range(1, len(views)):
-        every = templates[: place * len(_SYMMETRIES)] @ _windows(sheets[place]).T
+        every = rows[: place * len(middles[0])] @ windows(views[place], _SCALES).T
         found[place, :place] = found[:place, place] = every.reshape(place, -1).max(axis=1)
     return found
 
 
-def _sheet(view: Array) -> Array:
-    """A coarse view in the middle of a square of zeros."""
-    down, right = ((_COARSE - length) // 2 for length in view.shape)
-    return numpy.pad(view, ((down, down), (right, right)))
-
-
-def _templates(sheet: Array) -> Array:
-    """The middle of a sheet, turned and mirrored as _SYMMETRIES, each one row of length one."""
-    edge = (_COARSE - _TEMPLATE) // 2
-    middle = sheet[edge:-edge, edge:-edge]
-    turned = [numpy.rot90(middle, turns) for turns in range(4)]
-    return _rows_of_length_one(numpy.array([*turned, *(one[:, ::-1] for one in turned)]))
-
-
-def _windows(sheet: Array) -> Array:
-    """Every place of the template on the sheet, each one row of length one: by scale, step between, down, right."""
-    cut = [
-        numpy.lib.stride_tricks.sliding_window_view(_enlarged(sheet, scale, between), (_TEMPLATE, _TEMPLATE))
-        for scale in _SCALES
-        for between in _BETWEEN
-    ]
-    return _rows_of_length_one(numpy.array(cut).reshape(-1, _TEMPLATE, _TEMPLATE))
-
-
-def _enlarged(sheet: Array, scale: float, between: float) -> Array:
-    """The sheet, enlarged about its centre and moved up and left by a part of a cell; what leaves it is lost."""
-    middle = (_COARSE - 1) / 2
-    places = (numpy.arange(_COARSE) + between - middle) / scale + middle
-    weights = numpy.maximum(0, 1 - abs(places[:, None] - numpy.arange(_COARSE))).astype(numpy.float32)
-    return weights @ sheet @ weights.T
-
-
-def _rows_of_length_one(squares: Array) -> Array:
-    """Each square as a row of length one; a blank one stays zero, like nothing."""
-    rows = squares.reshape(len(squares), -1)
-    return rows / numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-
-
 def _likeness(one: tuple[Array, ...], other: tuple[Array, ...]) -> float:
     """How well the threads of two pictures lie on each other at their best placement, 0..1; 0 where they never do."""
-    affines_K23 = _placements(_sheet(one[0]), _sheet(other[0]))
-    likeness_K, affines_K23 = laid(one[0], other[0], _COARSE, affines_K23, rounds=3)
+    affines_K23 = placements(templates(one[0]), windows(other[0], _SCALES), _SCALES, _PLACEMENTS)
+    likeness_K, affines_K23 = laid(one[0], other[0], COARSE, affines_K23, rounds=3)
     best = numpy.argsort(-likeness_K, kind="stable")[:8]
-    likeness_K, affines_K23 = laid(one[0], other[0], _COARSE, affines_K23[best], rounds=5)
+    likeness_K, affines_K23 = laid(one[0], other[0], COARSE, affines_K23[best], rounds=5)
     if likeness_K.max() < _LEAST_LIKENESS[0]:
         return 0.0
     best = numpy.argsort(-likeness_K, kind="stable")[:3]
@@ -357,20 +231,3 @@ def _is_a_copys(affine_23: Maps) -> bool:
     """Whether a picture that was cut or turned can lie like this: hardly larger or smaller, hardly stretched."""
     longer, shorter = numpy.linalg.svd(affine_23[:, :2], compute_uv=False)
     return bool(longer <= _MOST_ENLARGED and 1 <= shorter * _MOST_ENLARGED and longer <= _MOST_STRETCHED * shorter)
-
-
-def _placements(one: Array, other: Array) -> Maps:
-    """The _PLACEMENTS best ways to lay one sheet on the other: affine maps between their coordinates, K × 2 × 3.
-
-    Neighbours of a better one (a shift by one cell, the next scale) are left out: the finer views find them.
-    """
-    shape = (len(_SYMMETRIES), len(_SCALES), len(_BETWEEN), _SHIFTS, _SHIFTS)
-    every = (_templates(one) @ _windows(other).T).reshape(shape)
-    found = []
-    for _ in range(_PLACEMENTS):
-        symmetry, scale, between, down, right = (int(part) for part in numpy.unravel_index(every.argmax(), shape))
-        scales, downs, rights = (slice(max(0, part - 1), part + 2) for part in (scale, down, right))
-        every[symmetry, scales, :, downs, rights] = -2
-        moved = (numpy.array([down, right]) + _BETWEEN[between] - (_COARSE - _TEMPLATE) / 2) / _COARSE
-        found.append(numpy.column_stack([_SYMMETRIES[symmetry], moved]) / _SCALES[scale])
-    return numpy.array(found)

@@ -5,11 +5,10 @@ found on a small view holds on a large one.
 """
 
 import numpy
-from numpy.typing import NDArray
+
+from lace_lora.views import Array, Maps
 
 # N pixels of a view · K maps tried side by side
-Array = NDArray[numpy.float32]
-Maps = NDArray[numpy.float64]
 
 _LEAST_OVERLAP = 0.5  # of the smaller picture: two cuts of 15 % from opposite corners share 0.68
 _DAMPING = 1e-3  # a view of one direction only (stripes) leaves the other undecided; this decides for not moving
@@ -53,6 +52,15 @@ def laid(one: Array, other: Array, side: int, affines_K23: Maps, rounds: int, st
             columns_K8N = numpy.stack([value_KN, inside_KN, *slopes], axis=1) * inside_KN[:, None]
             affines_K23 = affines_K23 + _step(columns_K8N, wanted_N, side)
     return best_K, best_K23
+
+
+def on_the_grid_of(one: Array, other: Array, map_23: Maps, side: int) -> tuple[Array, Array]:
+    """`other` as it lies on the pixels of `one` under a map, and 1 where it reaches them: both as `one` is shaped."""
+    rows, columns = (numpy.arange(length) - (length - 1) / 2 for length in one.shape)
+    down_N, right_N = (grid.ravel() / side for grid in numpy.meshgrid(rows, columns, indexing="ij"))
+    at = map_23[:, :1] * down_N + map_23[:, 1:2] * right_N + map_23[:, 2:]
+    value_1N, _, _, inside_1N = _between(other, (at[None] * side).astype(numpy.float32))
+    return value_1N.reshape(one.shape), inside_1N.reshape(one.shape)
 
 
 def _between(view: Array, at_K2N: Array) -> tuple[Array, Array, Array, Array]:
