@@ -4,11 +4,8 @@ A captioner is a function `caption(picture) -> str`. Local models are loaded thr
 with code from a model's folder, and only from safetensors. The room loads no torch before a local model is asked for.
 """
 
-import errno
-import json
 import logging
 import os
-import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +17,7 @@ from pydantic import SecretStr
 from lace_lora.captioner_http import DEFAULT_URL, KEY_NAME, QUESTION, Captioner, http_chat, http_plain
 from lace_lora.config import nearest
 from lace_lora.errors import MachineError, ModelError, SettingsError
+from lace_lora.families import transformers_models
 from lace_lora.families.quiet import quiet
 from lace_lora.image_files import as_rgb
 from lace_lora.machine import Precision, in_colab, is_out_of_memory
@@ -39,9 +37,6 @@ _DOWNLOAD_GB = dict(zip(LOCAL_MODELS.values(), (1, 15, 14, 4), strict=True))
 FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 _NEEDS_TORCHVISION = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 _LLAVA_TURNS = "USER: <image>\n{question} ASSISTANT:"  # what LLaVA 1.5 was trained on, for folders without a template
-_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_INDEX = "model.safetensors.index.json"
-_SMALL_FILES = (".json", ".txt", ".model", ".jinja")
 
 _log = logging.getLogger(__name__)
 
@@ -226,118 +221,22 @@ def _failure(error: Exception, what: str) -> MachineError | ModelError:
 
 def _kind(folder: Path, model: str) -> str:
     """The model_type of a folder. Raises ModelError where torchvision is needed and not installed."""
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / 'config.json'} names no model_type. Fetch the model again.") from error
+    kind = transformers_models.kind_of(folder)
     if kind in _NEEDS_TORCHVISION and find_spec("torchvision") is None:
         raise ModelError(
             f"{model} needs torchvision, which is not installed here (Colab has it). Install the build of your torch: "
             f"pip install torchvision; or choose {LOCAL_MODELS['florence2']}."
         )
-    return str(kind)
+    return kind
 
 
-# Finding and fetching
+# Fetching
 
 
 def fetch_notice(model: str) -> list[str]:
     """A line to say before a model is fetched; none where it is on this machine already, or must not be fetched."""
-    if Path(model).expanduser().exists() or not _HUB_NAME.fullmatch(model):
-        return []
-    with quiet():
-        from huggingface_hub import constants
-
-        if constants.HF_HUB_OFFLINE or not _missing(_cached(model)):
-            return []
-    size = f"about {_DOWNLOAD_GB[model]} GB, once" if model in _DOWNLOAD_GB else "once"
-    return [f"captioner fetching {model} ({size}; minutes in which nothing seems to happen) …"]
+    return transformers_models.fetch_notice(model, "captioner", _DOWNLOAD_GB.get(model))
 
 
 def _model_folder(model: str, say: Callable[[str], None]) -> Path:
-    """The folder of a model: one on this machine, or Hugging Face's cache, fetched if need be."""
-    path = Path(model).expanduser()
-    if path.exists():
-        if missing := ["a folder"] if path.is_file() else _missing(path):
-            raise ModelError(
-                f"{model} is no model in transformers' layout: {', '.join(missing)} missing.{_pickled(path)}"
-            )
-        return path
-    if not _HUB_NAME.fullmatch(model) or model.startswith("."):
-        raise ModelError(
-            f"No model folder {model}. Give an existing folder, or a Hugging Face name such as "
-            f"{LOCAL_MODELS['florence2']}."
-        )
-    for line in fetch_notice(model):
-        say(line)
-    with quiet():
-        return _snapshot(model)
-
-
-def _snapshot(model: str) -> Path:
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-
-    folder = _cached(model)
-    if not _missing(folder):
-        return folder
-    if constants.HF_HUB_OFFLINE:
-        raise ModelError(
-            f"{model} is not on this machine and HF_HUB_OFFLINE=1 forbids fetching it. {_how_to_fetch(model)}"
-        )
-    try:
-        names = [sibling.rfilename for sibling in HfApi().model_info(model).siblings or []]
-        wanted = [name for name in names if "/" not in name and name.endswith(_SMALL_FILES)]
-        if _INDEX in names:  # some repositories hold the weights twice, in small and in large pieces
-            index = Path(hf_hub_download(model, _INDEX)).read_text(encoding="utf-8")
-            wanted += sorted(set(json.loads(index)["weight_map"].values()))
-        else:
-            wanted.append("model.safetensors")
-        folder = Path(snapshot_download(model, allow_patterns=wanted))
-    except Exception as error:  # the hub's, httpx's and requests' errors have no common base
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise MachineError(
-                f"The disk is full while fetching {model}. Free some space and run this again."
-            ) from error
-        reason = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
-        raise ModelError(
-            f"{model} could not be fetched: {type(error).__name__}, {reason}. {_how_to_fetch(model)}"
-        ) from error
-    if missing := _missing(folder):
-        raise ModelError(
-            f"{model} is no model in transformers' layout: {', '.join(missing)} missing.{_pickled(folder)}"
-        )
-    return folder
-
-
-def _cached(model: str) -> Path:
-    """What Hugging Face's cache has of a model; a folder without files where that is nothing."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (OSError, ValueError):  # LocalEntryNotFoundError is both
-        return Path(os.devnull)
-
-
-def _missing(folder: Path) -> list[str]:
-    """Which of the files are not there that every model needs."""
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        missing.append("preprocessor_config.json")
-    weights = ["model.safetensors"]
-    if (folder / _INDEX).is_file():
-        try:
-            weights = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return [*missing, f"a readable {_INDEX}"]
-    return missing + [name for name in weights if not (folder / name).is_file()]
-
-
-def _pickled(folder: Path) -> str:
-    has_bin = folder.is_dir() and any(folder.glob("*.bin"))
-    return " Its .bin files are not read, because such files can run code." if has_bin else ""
-
-
-def _how_to_fetch(model: str) -> str:
-    kinds = " ".join(f'--include "*{ending}"' for ending in (*_SMALL_FILES, ".safetensors"))
-    return f"Fetch it on a machine with a network: hf download {model} {kinds}"
+    return transformers_models.model_folder(model, LOCAL_MODELS["florence2"], "captioner", say, _DOWNLOAD_GB.get(model))

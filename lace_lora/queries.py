@@ -1,29 +1,24 @@
 """What to draw: prompts shared out over pictures, with the concept token for the base, without it for the refiner.
 
-A prompt may hold alternatives: a {white|cream} {rosette|border}. From picture to picture every group takes its next
-alternative (white rosette, cream border, …). As many pictures as there are combinations have each of them once, then
-they begin again. The combination depends on the picture's number among those of its prompt and on nothing else, so more
-pictures only add to a sheet. The alternatives of a group in a group belong to the outer one too; an alternative may be
-empty: a {fine |}doily. A backslash before { | } or another backslash makes that a plain sign; a | outside of braces
-is one without it.
+A prompt may hold alternatives (see that room). The combination depends on the picture's number among those of its
+prompt and on nothing else, so more pictures only add to a sheet.
 """
 
 import hashlib
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lace_lora import prompt_files
+from lace_lora.alternatives import Alternatives, alternatives, literal
 from lace_lora.errors import SettingsError
 from lace_lora.prompt_files import SEEDS, Asked, most_pictures, one_line, text_fault
 
 CAPTIONS = "captions"  # in place of a prompts file: what is written about the photographs
 # What a class prompt says before it comes to what is shown: "a photo of a painting".
 OPENING = r"^\s*(an?\s+|the\s+)?([\w-]+\s+)?(photo|photograph|picture|image|scan)\s+of\s+"
-_DEEPEST = 20  # groups in groups
 _NAMED_AT_MOST = 20  # faults of prompts in one message
 
 Place = tuple[int, int]  # of a picture: the row that asks for it, and its number among that row's, both from 0
@@ -33,7 +28,9 @@ Place = tuple[int, int]  # of a picture: the row that asks for it, and its numbe
 class Query:
     """One picture to draw: what the base is told, what the refiner is told instead, and its own seed.
 
-    width, height  in px where the row asks for a size of its own; None for the sheet's
+    width, height   in px where the row asks for a size of its own; None for the sheet's
+    subset          by which the design is grouped, where the row says so
+    reference_path  the picture that the design is to be like, where the row names one
     """
 
     prompt: str
@@ -42,6 +39,8 @@ class Query:
     seed: int
     width: int | None = None
     height: int | None = None
+    subset: str | None = None
+    reference_path: str | None = None
 
 
 def rows_of(
@@ -129,7 +128,16 @@ def shared_out(
 
     seeds = _seeds(rows, told, seed, say)
     return [
-        Query(told[place], refined[told[place]], row.negative_prompt or "", seeds[place], row.width, row.height)
+        Query(
+            prompt=told[place],
+            refiner_prompt=refined[told[place]],
+            negative_prompt=row.negative_prompt or "",
+            seed=seeds[place],
+            width=row.width,
+            height=row.height,
+            subset=row.subset,
+            reference_path=row.reference_path,
+        )
         for place in sorted(told, key=lambda place: (place[1], place[0]))
         for row in (rows[place[0]],)
     ]
@@ -224,93 +232,6 @@ def too_long(lost: Mapping[str, str]) -> list[str]:
         for text, end in list(lost.items())[:5]
     ]
     return lines if len(lost) <= 5 else [*lines, f"! {len(lost) - 5} more prompts are too long."]
-
-
-# -- alternatives --
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """A prompt with groups of alternatives: texts and groups in their order, each group a tuple of its alternatives."""
-
-    parts: tuple["str | tuple[Alternatives, ...]", ...]
-
-    @property
-    def size(self) -> int:
-        """How many combinations there are."""
-        return math.prod(_size(part) for part in self.parts if not isinstance(part, str))
-
-    def at(self, number: int) -> str:
-        """Combination `number` (from 0; after the last one the first comes again), every group a step further.
-
-        Where c runs through the p combinations of the groups before and the next group has s alternatives, that one
-        takes (number + number // lcm(p, s)) mod s. Steps alone would meet only every gcd(p, s)th pair; the second term
-        moves the group by one each time they come round, so all p·s pairs are met once.
-        """
-        before = self.size
-        number %= before
-        pieces = []
-        for part in reversed(self.parts):
-            if isinstance(part, str):
-                pieces.append(part)
-                continue
-            own = _size(part)
-            before //= own
-            pieces.append(_pick(part, (number + number // math.lcm(before, own)) % own))
-            number %= before
-        return "".join(reversed(pieces))
-
-
-def alternatives(text: str, prompt: Alternatives | None = None) -> Alternatives:
-    """A text with its groups read.
-
-    prompt  stands in for {prompt}; None where that is a word like others
-
-    Raises SettingsError, without saying whose text it is, with the place of a brace that has no other half.
-    """
-    groups: list[tuple[int, list[list[str | tuple[Alternatives, ...]]]]] = [(0, [[]])]  # open ones: place, alternatives
-    for found in re.finditer(r"\\([{|}\\])|([{|}])|[^\\{|}]+|\\", text):
-        escaped, sign = found.groups()
-        options = groups[-1][1]
-        if sign == "{":
-            groups.append((found.start(), [[]]))
-        elif sign is None or (sign == "|" and len(groups) == 1):
-            options[-1].append(escaped or found[0])
-        elif sign == "|":
-            options.append([])
-        elif len(groups) == 1:
-            raise SettingsError(f"has a }} without its {{ {_at(text, found.start())}")
-        else:
-            groups.pop()
-            is_place = options == [["prompt"]]
-            group = (prompt,) if prompt and is_place else tuple(Alternatives(tuple(one)) for one in options)
-            groups[-1][1][-1].append(group)
-        if len(groups) > _DEEPEST:
-            raise SettingsError(f"has groups more than {_DEEPEST} deep {_at(text, found.start())}")
-    if len(groups) > 1:
-        raise SettingsError(f"has a {{ that is never closed {_at(text, groups[-1][0])}")
-    return Alternatives(tuple(groups[0][1][0]))
-
-
-def literal(text: str) -> str:
-    """A text written so that it holds no alternatives: for captions, and for a prompt out of a picture's metadata."""
-    return re.sub(r"([{|}\\])", r"\\\1", text)
-
-
-def _size(group: tuple[Alternatives, ...]) -> int:
-    return sum(one.size for one in group)
-
-
-def _pick(group: tuple[Alternatives, ...], number: int) -> str:
-    for one in group:
-        if number < one.size:
-            return one.at(number)
-        number -= one.size
-    raise IndexError(number)
-
-
-def _at(text: str, place: int) -> str:
-    return f"at character {place + 1}, before {text[place + 1 : place + 31]!r}"
 
 
 # -- inside --

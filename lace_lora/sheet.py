@@ -24,6 +24,7 @@ from lace_lora.run_folder import RunFolder, Shard, SheetFolder, digest_of
 # Not part of what was asked for: where it was drawn, and what was found. A sheet may be finished on another machine.
 FOUND = ("precision", "versions", "seam")
 PLACES = ("index", "base", "refined")  # where a picture lies in its sheet; the files themselves do not say it
+LABELS = ("subset", "reference")  # what a design is counted to and compared with, later; nothing of the picture
 ON_CONTACT_SHEET = 240  # pictures; with more the page could not be opened
 
 
@@ -61,6 +62,8 @@ class Generation:
     refined: Path | None
     versions: Mapping[str, str] = field(repr=False)
     seam: float | None = None  # how much sharper its own border is than the sharpest lines inside; see repeats
+    subset: str | None = None  # by which designs are grouped when they are evaluated
+    reference: str | None = None  # the name of the picture that it is to be like; see references
 
     @property
     def path(self) -> Path:
@@ -73,7 +76,7 @@ class Generation:
 
     def details(self) -> dict[str, Any]:
         """What the file itself carries: all that is needed to draw it again, wherever it lies."""
-        return {name: value for name, value in self.row().items() if name not in PLACES}
+        return {name: value for name, value in self.row().items() if name not in (*PLACES, *LABELS)}
 
     def files(self) -> list[Path]:
         """The unrefined and the refined picture, or the only one."""
@@ -103,13 +106,13 @@ def place(
     models   texts that tell the models apart, since two may have one name
     at_once  pictures in a batch, for each width and height; once begun, a sheet keeps its batches
     """
-    told = [{name: value for name, value in one.row().items() if name not in FOUND} for one in wanted]
+    told = [_told(one) for one in wanted]
     digest = _digest([list(models), told])
     while True:
         folder = run.free_sheet(name, digest)
         if not folder.request.is_file():
             reused = _earlier(run, folder, _digest(list(models)), wanted)
-            shared = {name: value for name, value in told[0].items() if all(row[name] == value for row in told)}
+            shared = {name: value for name, value in told[0].items() if all(row.get(name) == value for row in told)}
             request = {
                 "digest": digest,
                 "models": _digest(list(models)),
@@ -255,6 +258,13 @@ def _apart(prompts: Sequence[str]) -> list[str]:
     return [" ".join(["…", *one[same:]]) if same else prompt for one, prompt in zip(words, prompts, strict=True)]
 
 
+def _told(one: Generation) -> dict[str, Any]:
+    """What was asked for with a picture; labels only where it has some, so that earlier requests stay the same."""
+    row = one.row()
+    left_out = {*FOUND, *(name for name in LABELS if row[name] is None)}
+    return {name: value for name, value in row.items() if name not in left_out}
+
+
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -315,7 +325,7 @@ def _models_of(sheet: SheetFolder) -> str | None:
 
 def _rows_of(sheet: SheetFolder) -> list[dict[str, Any]]:
     """The rows of pictures that are there, by whichever process, that tell all that ours tell."""
-    told = {one.name for one in fields(Generation)}
+    told = {one.name for one in fields(Generation)} - {*LABELS}
     return [row for row in stars.rows(sheet).values() if told <= row.keys() and row["base"]]
 
 
@@ -331,7 +341,7 @@ def _is_as_drawn(path: Path, row: Mapping[str, Any]) -> bool:
 def _recipe(row: Mapping[str, Any]) -> str:
     """All that decides the pixels and the kind of file. Resolution in print can be changed in a PNG, not in a JPEG."""
     is_png = row["base"].endswith(".png")
-    left_out = ("versions", "seam", *PLACES, *(["dpi"] if is_png else []))
+    left_out = ("versions", "seam", *PLACES, *LABELS, *(["dpi"] if is_png else []))
     told = {name: value for name, value in row.items() if name not in left_out}
     return json.dumps([told, Path(row["base"]).suffix], sort_keys=True)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora import adapter as adapters
-from lace_lora import annotate, checkpoint, cloth, journal, queries, stars
+from lace_lora import annotate, checkpoint, cloth, journal, queries, references, stars
+from lace_lora.alternatives import literal
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
 from lace_lora.families import sdxl as family
@@ -21,7 +22,7 @@ from lace_lora.sheet import Generation
 # What may differ where the base model draws a design again: the refiner, and what is found or made afterwards.
 MAY_DIFFER = {
     "index", "base", "refined", "versions", "seam", "refine", "refiner_start", "refine_strength",
-    "refiner_model", "refiner_prompt", "start_picture",
+    "refiner_model", "refiner_prompt", "start_picture", "subset", "reference",
 }  # fmt: skip
 # What a starred or varied design brings with it.
 BROUGHT = ("prompts", "prompts_file", "base_prompt", "negative_prompt", "width", "height")
@@ -59,6 +60,7 @@ def pictures(config: Config, run: RunFolder, lora: adapters.Adapter, models: Mod
     width, height = size_of(config, lora, models.base)
     nowhere, digest, versions = SheetFolder(Path()), lora.digest, journal.versions()
     start = start_of(config, run)
+    kept = {path: references.keep(run, path) for one in asked if (path := one.reference_path)}
     drawn = [
         Generation(
             index=index,
@@ -90,6 +92,8 @@ def pictures(config: Config, run: RunFolder, lora: adapters.Adapter, models: Mod
             base=nowhere.base(index, config.image_format),
             refined=nowhere.refined(index, config.image_format) if models.refiner else None,
             versions=versions,
+            subset=query.subset,
+            reference=kept[query.reference_path] if query.reference_path else None,
         )
         for index, query in enumerate(asked)
     ]
@@ -128,10 +132,10 @@ def _rows(config: Config, run: RunFolder, lora: adapters.Adapter, say: Say) -> t
             say(f"! Not used, because the designs bring their own: {', '.join(unused)}.")
     if config.favourites_of:
         earlier = list(stars.favourites(stars.sheet_of(run, config.favourites_of)).values())
-        return [_again(row) for row in earlier], earlier
+        return [_again(run, row) for row in earlier], earlier
     if config.vary:
         row = _varied(config.vary, run)[1]
-        own = _again(row)
+        own = _again(run, row)
         return [replace(own, seed=seed) for seed in queries.near_seeds(own.seed or 0, config.num_images)], [row]
     rows = queries.rows_of(
         config.prompts if "prompts" in config.overridden or not config.prompts_file else (),
@@ -151,16 +155,18 @@ def _varied(named: str, run: RunFolder) -> tuple[SheetFolder, dict[str, Any]]:
     return folder, stars.rows(folder)[index]
 
 
-def _again(row: Mapping[str, Any]) -> Asked:
+def _again(run: RunFolder, row: Mapping[str, Any]) -> Asked:
     """A row of an earlier sheet as one that is asked for."""
     try:
         return Asked(
-            queries.literal(str(row["prompt"])),
+            literal(str(row["prompt"])),
             count=1,
             seed=int(row["seed"]),
             negative_prompt=str(row["negative_prompt"]),
             width=int(row["width"]),
             height=int(row["height"]),
+            subset=subset if isinstance(subset := row.get("subset"), str) else None,
+            reference_path=str(reference) if (reference := references.of(run, row)) else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SettingsError(

@@ -98,7 +98,7 @@ def test_a_picture_carries_what_made_it_and_no_path_of_a_home(asked: Asked, tmp_
     assert "a photo of <lace>\nNegative prompt: grainy, low quality\nSteps: 4, Sampler: DPM++ 2M" in text
     [row] = rows_of(made.path.parent)
     assert row == json.loads(json.dumps(made.row()))
-    assert details == {name: value for name, value in row.items() if name not in sheet.PLACES}
+    assert details == {name: value for name, value in row.items() if name not in (*sheet.PLACES, *sheet.LABELS)}
     assert (details["pretrained_model"], details["refiner_model"]) == ("tiny-sdxl", "tiny-refiner")
     assert details["refiner_prompt"] == "a photo of a painting" and details["versions"]["torch"] == torch.__version__
     everything = b"".join(files_of(made.path.parent).values())

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lace_lora import prompt_files
 from lace_lora.config import Config, bounds_of
@@ -69,6 +70,7 @@ ROWS = st.builds(
     negative_prompt=st.none() | TEXTS,
     width=st.none() | SIDES,
     height=st.none() | SIDES,
+    subset=st.none() | TEXTS,
 )
 CODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
 
@@ -394,3 +396,28 @@ def test_bounds_are_those_of_the_settings_that_a_row_stands_in_for(tmp_path):
             file_of(tmp_path, ".jsonl", json.dumps({"prompt": "a", column: high + 8}))
         )
     assert [field.name for field in fields(Asked)] == [*COLUMNS]
+
+
+def test_P20_a_subset_is_one_line_of_at_most_a_hundred_characters(tmp_path):
+    """P20: it becomes a heading and part of a file's name."""
+    assert read(file_of(tmp_path, ".csv", "prompt;Subset\na; two  words \nb;\n")) == (
+        Asked("a", subset="two words"),
+        Asked("b"),
+    )
+    text = refusal(file_of(tmp_path, ".jsonl", json.dumps({"prompt": "a", "subset": "s" * 101}) + '\n{"subset": 3}'))
+    assert "line 1: subset has 101 characters; 100 are the most" in text
+    assert "line 2: subset is 3, not a text; put it in quotes" in text
+
+
+def test_P22_a_reference_is_found_beside_the_prompts_file_however_its_path_is_spelled(tmp_path, monkeypatch):
+    """P22: on this system or on Windows, from the root or from the home folder on."""
+    folder = tmp_path / "drawings"
+    folder.mkdir()
+    Image.new("L", (20, 20)).save(folder / "rose 1.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spelled in ("drawings/rose 1.png", "drawings\\rose 1.png", str(folder / "rose 1.png"), "~/drawings/rose 1.png"):
+        text = json.dumps({"prompt": "a", "reference_path": f" {spelled} "})
+        assert read(file_of(tmp_path, ".jsonl", text))[0].reference_path == str(folder / "rose 1.png")
+    for nothing in ("", " ", None):
+        text = json.dumps({"prompt": "a", "reference_path": nothing})
+        assert read(file_of(tmp_path, ".jsonl", text))[0].reference_path is None

@@ -10,10 +10,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lace_lora import queries
+from lace_lora.alternatives import alternatives, literal
 from lace_lora.config import Config, bounds_of
 from lace_lora.errors import SettingsError
 from lace_lora.prompt_files import SEEDS, Asked, one_line
-from lace_lora.queries import Query, alternatives, literal, near_seeds, shared_out, shares_of
+from lace_lora.queries import Query, near_seeds, shared_out, shares_of
 
 TOKEN = "<lace>"
 

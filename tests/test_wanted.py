@@ -1,17 +1,18 @@
 """What is drawn besides plain prompts: prompts of files, captions, starred designs, variations, sketches."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageChops, ImageDraw
 
-from lace_lora import checkpoint, inference, queries, stages, stars
+from lace_lora import checkpoint, inference, queries, references, stages, stars
 from lace_lora.errors import RunError, SettingsError
 from lace_lora.families import sdxl
-from lace_lora.run_folder import SheetFolder
-from tests.drawing import Asked, picture_at, quiet_run, rows_of
+from lace_lora.run_folder import RunFolder, SheetFolder
+from tests.drawing import Asked, picture_at, quiet_run, rows_of, seeds_drawn
 
 PROMPTS = ("<lace> leaf", "<lace> star", "<lace> rosette")
 
@@ -187,3 +188,91 @@ def test_P20_captions_are_drawn_where_they_are_asked_for(asked: Asked, lace_fold
     made = quiet_run(asked(prompts_file="captions", images_dir=str(lace_folder), num_images=3, **words))
     assert [one.prompt for one in made] == [f"<lace> number {place}" for place in range(3)]
     assert [row["prompt"] for row in rows_of(made[0].path.parent)] == [one.prompt for one in made]
+
+
+def prompts_of(folder: Path, *rows: dict[str, Any]) -> str:
+    """A prompts file of those rows."""
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_P20_P22_subset_and_reference_stand_in_the_row_and_are_nothing_of_the_picture(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P20, P22: designs of which the label alone changes are taken over, byte for byte."""
+    drawn = seeds_drawn(monkeypatch)
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "Rose drawing.png")
+    leaf, star = {"prompt": "<lace> leaf", "seed": 5}, {"prompt": "<lace> star", "seed": 6}
+    plain = quiet_run(asked(prompts_file=prompts_of(tmp_path, leaf, star), num_images=2))
+    labels = {"subset": " Leaves ", "reference_path": "Rose drawing.png"}
+    made = quiet_run(asked(prompts_file=prompts_of(tmp_path, leaf | labels, star | {"subset": "stars"}), num_images=2))
+    assert drawn == [5, 6], "nothing was drawn a second time"
+    assert made[0].path.parent != plain[0].path.parent
+    assert [one.path.read_bytes() for one in made] == [one.path.read_bytes() for one in plain]
+
+    rows = rows_of(made[0].path.parent)
+    assert [row["subset"] for row in rows] == ["Leaves", "stars"] and rows[1]["reference"] is None
+    assert all(row["subset"] is row["reference"] is None for row in rows_of(plain[0].path.parent))
+    run = RunFolder(made[0].path.parents[2])
+    kept = references.of(run, rows[0])
+    assert kept is not None and kept.parent == run.references
+    assert re.fullmatch(r"[0-9a-f]{12}-rose-drawing\.png", kept.name) and rows[0]["reference"] == kept.name
+    assert kept.read_bytes() == (tmp_path / "Rose drawing.png").read_bytes()
+    assert str(tmp_path) not in (made[0].path.parent / "images.jsonl").read_text(encoding="utf-8")
+    # The same request once more is the same sheet.
+    again = quiet_run(asked(prompts_file=prompts_of(tmp_path, leaf | labels, star | {"subset": "stars"}), num_images=2))
+    assert [one.path for one in again] == [one.path for one in made] and drawn == [5, 6]
+
+
+def test_P20_rows_of_a_version_without_labels_are_taken_over_too(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P20: and a request without labels has the digest that it had before there were any."""
+    drawn = seeds_drawn(monkeypatch)
+    made = quiet_run(asked(prompts=("<lace> leaf",), num_images=1))
+    folder = made[0].path.parent
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    assert not {"subset", "reference"} & request["shared"].keys()
+    [row] = rows_of(folder)
+    old = {name: value for name, value in row.items() if name not in ("subset", "reference")}
+    (folder / "images.jsonl").write_text(json.dumps(old) + "\n", encoding="utf-8")
+    more = quiet_run(asked(prompts=("<lace> leaf", "<lace> star"), num_images=2))
+    assert len(drawn) == 2 and more[0].path.read_bytes() == made[0].path.read_bytes()
+
+
+def test_P20_starred_designs_drawn_again_keep_their_subset_and_reference(asked: Asked, tmp_path: Path) -> None:
+    """P20, P22: also where the drawing has gone from beside the prompts file since."""
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "rose.png")
+    row = {"prompt": "<lace> leaf", "subset": "leaves", "reference_path": "rose.png"}
+    made = quiet_run(asked(prompts_file=prompts_of(tmp_path, row), num_images=1, refine="none"))
+    (tmp_path / "rose.png").unlink()
+    run = RunFolder(made[0].path.parents[2])
+    stars.set_star(SheetFolder(made[0].path.parent), 0)
+    said: list[str] = []
+    [again] = quiet_run(asked(favourites_of="sheet"), say=said.append)
+    assert (again.subset, again.reference) == ("leaves", made[0].reference) and len(list(run.references.iterdir())) == 1
+    assert not [line for line in said if "reference" in line or "subset" in line]
+
+
+def test_P22_references_that_are_not_there_or_no_pictures_are_refused_at_the_door_with_all_their_rows(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P22: before a model is loaded or a file is written."""
+    drawn = seeds_drawn(monkeypatch)
+    (tmp_path / "notes.png").write_text("no picture", encoding="utf-8")
+    (tmp_path / "drawings").mkdir()
+    Image.new("L", (40, 30)).save(tmp_path / "drawings" / "gül.png")
+    names = ["gone.png", "drawings\\gül.png", "notes.png", "drawings", "drawings/gu\u0308l.png"]
+    rows = [{"prompt": f"<lace> {number}", "reference_path": name} for number, name in enumerate(names)]
+    with pytest.raises(SettingsError) as caught:
+        quiet_run(asked(prompts_file=prompts_of(tmp_path, *rows), num_images=5))
+    lines = str(caught.value).splitlines()[1:-1]
+    assert lines == [
+        f"  line 1: reference_path 'gone.png' is not there; it is looked for beside the prompts file, in {tmp_path}",
+        lines[1],
+        f"  line 4: reference_path 'drawings' is not there; it is looked for beside the prompts file, in {tmp_path}",
+    ]
+    assert lines[1].startswith("  line 3: reference_path 'notes.png' is no picture that can be read: ")
+    assert not drawn and not (tmp_path / "out/lace/images").exists()
+    assert not (tmp_path / "out/lace/references").exists()
