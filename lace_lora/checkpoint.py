@@ -247,7 +247,7 @@ def sweep(root: Path, *, also_own: bool = False) -> None:
     for place, folders, files in os.walk(root):
         for name in [*folders, *files]:
             path = Path(place, name)
-            if path.suffix not in (PARTIAL, OLD) or not _is_forgotten(path, also_own):
+            if not is_forgotten(path, also_own):
                 continue
             with suppress(OSError):
                 earlier = path.with_name(name.rsplit(".", 2)[0])
@@ -263,9 +263,22 @@ def sweep(root: Path, *, also_own: bool = False) -> None:
 def sweep_file(path: Path) -> None:
     """The same for one file only, in a folder where other programs' files may have such names."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
-        if _is_forgotten(left, also_own=False):
+        if is_forgotten(left):
             with suppress(OSError):
                 left.unlink()
+
+
+def is_forgotten(path: Path, also_own: bool = False) -> bool:
+    """Whether it is a partial name on which nobody is at work any more: see sweep."""
+    if path.suffix not in (PARTIAL, OLD):
+        return False
+    machine, _, process = path.stem.rpartition(".")[2].partition("-")
+    number = process.partition("-")[0]
+    if machine == this_machine() and number.isdecimal():
+        return also_own if int(number) == os.getpid() else not is_running(int(number))
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS
+    return False
 
 
 def partial_of(path: Path) -> Path:
@@ -385,17 +398,6 @@ def _names_to_disk(folder: Path) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}.{this_machine()}-{os.getpid()}-{secrets.token_hex(3)}{suffix}")
-
-
-def _is_forgotten(path: Path, also_own: bool) -> bool:
-    """Whether nobody is at work on a partial name any more."""
-    machine, _, process = path.stem.rpartition(".")[2].partition("-")
-    number = process.partition("-")[0]
-    if machine == this_machine() and number.isdecimal():
-        return also_own if int(number) == os.getpid() else not is_running(int(number))
-    with suppress(OSError):
-        return time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS
-    return False
 
 
 def _files(folder: Path) -> list[Path]:

@@ -13,11 +13,16 @@ from lace_lora.run_folder import RunFolder
 
 def facts(run: RunFolder) -> dict[str, Any]:
     """run.json; empty where there is none, or none that can be read."""
+    return json_in(run.record)
+
+
+def json_in(path: Path) -> dict[str, Any]:
+    """What a .json file holds by name; empty where there is none, or none that can be read."""
     try:
-        facts = json.loads(run.record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ LaceError
 ├── AdapterError      a LoRA file is missing, damaged or made for another model
 ├── RunError          a run folder cannot be written, or belongs to other settings
 ├── MachineError      memory, disk or Drive gave out
-└── NotebookError     a notebook of a batch failed, or was asked for a parameter it does not have
+└── NotebookError     a notebook or a combination of a batch failed, or was asked for a parameter it does not have
 
 Doors (command line, notebooks) print `str(error)` and fail; nothing below a door prints an error and goes on.
 """
@@ -42,4 +42,4 @@ class MachineError(LaceError):
 
 
 class NotebookError(LaceError):
-    """A notebook of a batch failed, or was asked for a parameter it does not have."""
+    """A notebook or a combination of a batch failed, or was asked for a parameter it does not have."""

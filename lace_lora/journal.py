@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from lace_lora import __version__, checkpoint, lock
+from lace_lora import __version__, checkpoint
 from lace_lora import config as settings_of
 from lace_lora.config import Config
 from lace_lora.errors import RunError
-from lace_lora.run_folder import RunFolder, runs_in
+from lace_lora.run_folder import RunFolder
 
 # What decides the numbers that come out. Not among them: where files are, how memory is saved, the number format (auto
 # takes what the GPU has, and a run may go on on another one) and the number of steps, which may be raised to go on.
@@ -31,28 +30,8 @@ IDENTITY = (
 )  # fmt: skip
 WITH_CLASS_PICTURES, WITH_TOKEN = ("class_prompt", "num_class_images"), ("class_prompt",)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
-UNDER_WAY = ("running", "preparing")
 WRITE_EVERY_SECONDS = 2.0  # run.json; Drive is slow with small files
 PACES = 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run as its run.json tells."""
-
-    name: str
-    id: str
-    state: str
-    step: int
-    total: int
-    loss: float | None
-    updated: str
-    folder: Path
-
-    def __str__(self) -> str:
-        """One line of a list."""
-        loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
-        return f"{self.name:<20} {self.state:<9} step {self.step}/{self.total}{loss}  {self.updated}  {self.id[:12]}"
 
 
 @dataclass
@@ -183,19 +162,6 @@ def open_run(folder: RunFolder, settings: Config, data_digest: str, *, writes: b
     rest = {"num_train_epochs": settings.num_train_epochs, "versions": versions(), "loss": earlier.get("loss")}
     early = {"stopped_early_at": earlier.get("stopped_early_at")}
     return Journal(folder, facts | rest | early, writes)
-
-
-def jobs(lora_output_dir: str | Path) -> list[Job]:
-    """All runs in a folder, those changed last first; a run.json that cannot be read is passed over."""
-    found = []
-    for folder in runs_in(lora_output_dir):
-        facts = _read(folder)
-        if facts:
-            values = {name: facts.get(name) for name in ("id", "state", "step", "total", "loss", "updated")}
-            if values["state"] in UNDER_WAY and not lock.is_held(folder.root):
-                values["state"] = "cut off"
-            found.append(Job(name=folder.name, folder=folder.root, **values))  # type: ignore[arg-type]
-    return sorted(found, key=lambda job: job.updated, reverse=True)
 
 
 def versions() -> dict[str, str]:

@@ -87,10 +87,13 @@ def holder_of(folder: Path, name: str = LOCK) -> Holder | None:
         return None
 
 
-def is_held(folder: Path) -> bool:
-    """Whether somebody trains in a folder now, as far as the lock tells."""
-    holder = holder_of(folder)
-    return holder is not None and not _is_gone(holder)
+def is_held(folder: Path, name: str = LOCK) -> bool:
+    """Whether somebody works in a folder now, as far as the lock tells; by default: trains."""
+    try:
+        holder = holder_of(folder, name)
+        return holder is not None and not _is_gone(holder)
+    except (TypeError, ValueError):  # a lock whose values are no numbers is none
+        return False
 
 
 # -- inside --

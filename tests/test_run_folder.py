@@ -1,13 +1,12 @@
 """Every file of a run has one name, spelt in one place (L14, C13)."""
 
 import json
-import os
 
 import pytest
 
 from lace_lora.config import Config
 from lace_lora.errors import RunError
-from lace_lora.run_folder import RunFolder, runs_in
+from lace_lora.run_folder import RunFolder
 
 
 def test_a_run_lies_below_the_output_folder_by_its_name(tmp_path):
@@ -30,17 +29,6 @@ def test_another_request_never_gets_the_folder_of_an_earlier_one(tmp_path):
     second.root.mkdir()
     (second.root / "kept by hand.png").touch()  # no request: not ours to write into
     assert run.free_sheet("sheet", "two").root.name == "sheet-3"
-
-
-def test_runs_are_listed_newest_first(tmp_path):
-    """C13."""
-    for age, name in enumerate(["new", "old"]):
-        record = RunFolder(tmp_path / name).create().record
-        record.write_text("{}")
-        os.utime(record, (1_000_000 - age, 1_000_000 - age))
-    (tmp_path / "no run").mkdir()
-    assert [run.name for run in runs_in(tmp_path)] == ["new", "old"]
-    assert runs_in(tmp_path / "nowhere") == []
 
 
 def test_a_folder_that_cannot_be_made_has_its_sentence(tmp_path):
