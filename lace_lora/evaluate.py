@@ -1,165 +1,231 @@
-"""Weight-free style statistics: what edges, light, texture and colour say about a set of pictures, with no network.
+"""Is it good, and is it new: a run measured against its photographs, with what the numbers can and cannot show.
 
-They need no download and no GPU, and tell lace from plain cloth; they do not see what a picture depicts. Two sets with
-equal statistics can still show different motifs, and a set of copies scores as well as a set of new designs.
+Pictures of the base model and of the LoRA are drawn at the same prompts and seeds (pairs) and measured question by
+question (measuring); every picture and design is laid on the photographs that were learnt (copies); from that and the
+log comes which checkpoint to take (choosing). All of it is kept in scores.json and shown in report.html.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from lace_lora import adapter as adapters
+from lace_lora import (
+    checkpoint,
+    choosing,
+    copies,
+    curves,
+    exhibits,
+    journal,
+    measuring,
+    opinions,
+    pairs,
+    pictures,
+    presets,
+    references,
+    report,
+    verdicts,
+)  # fmt: skip
+from lace_lora.config import Config
+from lace_lora.copies import Features, Learnt
+from lace_lora.errors import LaceError, PicturesError
+from lace_lora.exhibits import Design, Exhibit, Photographs
+from lace_lora.machine import Machine
+from lace_lora.measuring import Judges, Looked
+from lace_lora.pairs import Pairs
+from lace_lora.run_folder import RunFolder
+from lace_lora.scores import CopyCheck, Evaluation
 
-Array = NDArray[np.float64]
+STRIP_COLUMNS, STRIP_TILE_PX = 5, 192  # of pairs.png: so many prompts with the token, and as many without
+SMALL_PX = 512  # of a photograph that is changed on opening, when it is compared with what was made
 
-STATISTICS = (
-    "luminance mean",
-    "luminance spread",
-    "edge energy",
-    "edge density",
-    "edge directions",
-    "coarse texture",
-    "middle texture",
-    "fine texture",
-    "saturation mean",
-    "saturation spread",
-)
-# Cycles per side that bound the texture bands: motifs | meshes | threads.
-BANDS = (1.5, 6.0, 14.0, 40.0)
-# A gradient above this (luminance per pixel) is an edge a person sees; sensor noise and cloth grain stay below.
-VISIBLE_EDGE = 0.08
-# Share of each statistic's reference spread that is always granted, so that a constant one cannot divide by zero.
-SMALLEST_SPREAD = 1e-3
-
-
-@dataclass(frozen=True)
-class Score:
-    """A measured value and how far it moves between seeds (standard deviation; 0 for a single seed)."""
-
-    value: float
-    spread: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.spread:.3f}"
+Say = Callable[[str], None]
 
 
-def score(values: Iterable[float]) -> Score:
-    """Mean and standard deviation (n − 1) of one measurement repeated over seeds.
+def run(config: Config, *, say: Say = print) -> Evaluation:
+    """Measure the run that the settings name; called again, it draws only what is missing and measures again.
 
-    Raises ValueError if there is no value.
+    returns  what stands in scores.json; not complete, with what to do, where somebody stopped the drawing
+
+    Raises AdapterError where nothing was trained yet, and ModelError, SettingsError or MachineError with what to do.
     """
-    numbers = np.array(list(values), dtype=np.float64)
-    if not len(numbers):
-        raise ValueError("a score needs at least one value; got none.")
-    spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
-    return Score(float(numbers.mean()), spread, len(numbers))
+    began = time.perf_counter()
+    machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
+    settled = presets.settle(config, machine)
+    run, settings = RunFolder.of(settled.config), _with_unseen(settled.config, config, settled.preset, say)
+
+    # Who measures, what is there to look at, and what must be drawn.
+    exhibits.check_unseen(settings)
+    judges = measuring.Judges.of(settings, machine, say)
+    drawn = pairs.draw(settings, run, say=say)
+    if drawn.missing:
+        line = f"Stopped with {drawn.missing} pictures unfinished; what is drawn stays. Run the same again to go on."
+        return Evaluation(run.name, _now(), (line,), facts={"missing": drawn.missing})
+    photographs, why_none = _photographs(run, settings, say)
+    designs = exhibits.designs(run, say)
+    of_step = _of_step(run, drawn, designs)
+    everything = _once(one for group in (*of_step.values(), [one.exhibit for one in designs]) for one in group)
+    made = measuring.readable(everything, say)
+
+    # Is it good: one model at a time.
+    looked = measuring.look(judges.style, photographs, drawn, made, say)
+    scores = [
+        *measuring.style(looked, photographs, why_none, drawn), *measuring.words(judges, settings, drawn),
+        *measuring.sharpness(designs, photographs, say), *measuring.likeness_to_references(run, designs),
+        *measuring.inception_score(judges, drawn),
+    ]  # fmt: skip
+
+    # Is it new, and which checkpoint to take.
+    check = _copies(looked, photographs, why_none, made, say)
+    looks = [row for row in checkpoint.read_json_lines(run.log) if "val_loss" in row]
+    copied = {pair.made: pair.is_copy for pair in check.pairs}
+    seen = {step: [copied[one.name] for one in group if one.name in copied] for step, group in of_step.items()}
+    choice = choosing.choose(looks, drawn.kept, seen)
+
+    # What to think of it; kept, with pages to look at.
+    found = Evaluation(
+        run.name, _now(),
+        judges=_labels(judges),
+        counts={
+            "training": len(photographs.learnt), "held out": len(photographs.unseen), "pairs": len(drawn.lora),
+            "plain pairs": len(drawn.plain_lora), "designs": len(designs), "compared": len(check.pairs),
+        },
+        scores=tuple(scores), copies=check, overfitting=curves.verdict(looks) if looks else "",
+        choice=choice.as_json(), facts=_facts(run, settings, drawn, began),
+    )  # fmt: skip
+    found = replace(found, verdict=verdicts.verdict(found, copies.memorised(check, "pictures and designs")))
+    _write_pages(run, check, made, photographs, drawn, designs)
+    found.write(run)
+    say(f"written   {run.scores}")
+    say(f"report    {write_report(run)}")
+    return found
 
 
-def pixels_of(picture: Image.Image, side: int | None) -> Array:
-    """RGB values 0..1, HW3; first shrunk or enlarged to side × side px unless `side` is None."""
-    rgb = picture.convert("RGB")
-    if side is not None and rgb.size != (side, side):
-        rgb = rgb.resize((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(rgb, dtype=np.float64) / 255
+def write_report(run: RunFolder) -> Path:
+    """Write report.html from what the run's folder holds, with what people said of the pictures.
 
-
-def luminance(pixels: Array) -> Array:
-    """Luma 0..1 of RGB values, HW. Source: ITU-R BT.709 weights, applied to the sRGB values as they are."""
-    weighed: Array = pixels @ np.array([0.2126, 0.7152, 0.0722])
-    return weighed
-
-
-def slopes(light: Array) -> tuple[Array, Array]:
-    """Horizontal and vertical forward differences of `light`, cropped to the same (H-1, W-1)."""
-    return light[:-1, 1:] - light[:-1, :-1], light[1:, :-1] - light[:-1, :-1]
-
-
-def edge_energy(picture: Image.Image, side: int | None = None) -> float:
-    """Mean gradient magnitude: mean over pixels of sqrt((dY/dx)² + (dY/dy)²), luminance (0..1) per pixel.
-
-    Crisp threads raise it, blur lowers it. Compare pictures of one size, or give `side` (px) to bring them to one.
+    Raises RunError where the folder holds no run.
     """
-    across, down = slopes(luminance(pixels_of(picture, side)))
-    return float(np.hypot(across, down).mean())
+    return report.write(run, people=opinions.for_report(run))
 
 
-def direction_evenness(across: Array, down: Array) -> float:
-    """Entropy of edge directions over 8 bins of 22.5°, weighted by magnitude, 0 (one direction) .. 1 (all alike)."""
-    bins = (np.arctan2(down, across) % np.pi / np.pi * 8).astype(int).clip(0, 7)
-    weights = np.bincount(bins.ravel(), np.hypot(across, down).ravel(), minlength=8)
-    shares = weights / max(weights.sum(), 1e-12)
-    return float(-(shares * np.log(shares + 1e-12)).sum() / np.log(8))
+# -- inside --
 
 
-def texture_shares(light: Array) -> list[float]:
-    """Logarithm of the share of spectral power in each band of BANDS, cycles per side (Hann window, mean removed)."""
-    height, width = light.shape
-    window = np.hanning(height)[:, None] * np.hanning(width)[None, :]
-    power = np.abs(np.fft.rfft2((light - light.mean()) * window)) ** 2
-    cycles = np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], np.fft.rfftfreq(width, 1 / width)[None, :])
-    total = power[cycles >= BANDS[0]].sum() + 1e-9
-    bands = zip(BANDS[:-1], BANDS[1:], strict=True)
-    return [float(np.log(power[(cycles >= low) & (cycles < high)].sum() / total + 1e-4)) for low, high in bands]
+def _with_unseen(settings: Config, asked: Config, preset: str, say: Say) -> Config:
+    """The settings, with the demo's own unseen lace drawn where the demo wants it.
 
-
-def style_statistics(picture: Image.Image, side: int = 96) -> Array:
-    """The numbers of one picture, in the order of STATISTICS (weight-free: no network is involved).
-
-    picture  any size; measured at side × side px, because edges and texture depend on it
-    returns  shape (10,): luminance mean and standard deviation (0..1), edge energy (luminance/px), share of visible
-             edge pixels, evenness of edge directions (0..1), log shares of power in three texture bands, mean and
-             standard deviation of saturation (max − min of RGB, 0..1)
+    The demo's lace says nothing of photographs that somebody brought, so then it is left out.
     """
-    pixels = pixels_of(picture, side)
-    light = luminance(pixels)
-    across, down = slopes(light)
-    steepness = np.hypot(across, down)
-    colourfulness = pixels.max(-1) - pixels.min(-1)
-    return np.array(
-        [
-            light.mean(),
-            light.std(),
-            steepness.mean(),
-            (steepness > VISIBLE_EDGE).mean(),
-            direction_evenness(across, down),
-            *texture_shares(light),
-            colourfulness.mean(),
-            colourfulness.std(),
-        ]
+    if preset != "demo" or "unseen_dir" in asked.overridden:
+        return settings
+    if "images_dir" in asked.overridden:
+        return settings.model_copy(update={"unseen_dir": None})
+    from lace_lora.demo import draw
+
+    folder = Path(str(settings.unseen_dir))
+    if not (folder / f"lace_{draw.UNSEEN_COUNT - 1:03d}.jpg").is_file():
+        say(f"Drawing lace that was never learnt into {folder} …")
+        draw.write_lace_folder(folder, draw.UNSEEN_COUNT, draw.UNSEEN_SEED)
+    return settings
+
+
+def _photographs(run: RunFolder, settings: Config, say: Say) -> tuple[Photographs, str]:
+    """The run's photographs; where there are none any more, none, and why."""
+    try:
+        return exhibits.photographs(run, settings, say), ""
+    except PicturesError as error:
+        say(f"! {error}")
+        return Photographs((), ()), str(error)
+
+
+def _of_step(run: RunFolder, drawn: Pairs, designs: Sequence[Design]) -> dict[int, list[Exhibit]]:
+    """The pictures that each checkpoint drew: pairs, samples of the training, and designs."""
+    found = {step: list(group) for step, group in drawn.of_step.items()}
+    for step in drawn.kept:
+        samples = sorted(run.sample(step, 0).parent.glob("*.png"))
+        found.setdefault(step, []).extend(Exhibit(path.relative_to(run.root).as_posix(), path, 0) for path in samples)
+    digest = _adapter_digest(run)
+    found[drawn.candidate.step] += [one.exhibit for one in designs if one.row.get("adapter_digest") == digest]
+    return found
+
+
+def _once(exhibits: Iterable[Exhibit]) -> list[Exhibit]:
+    """Each of them once, in their order."""
+    return list({one.name: one for one in exhibits}.values())
+
+
+def _copies(looked: Looked, photographs: Photographs, why_none: str, made: Sequence[Exhibit], say: Say) -> CopyCheck:
+    if why_none:
+        return CopyCheck(refusal=why_none)
+    features = None
+    if looked.made is not None:
+        features = Features(looked.made, looked.learnt, looked.unseen if len(looked.unseen) else None)
+    known, unseen = (
+        [Learnt(one.name, _picture(one), one.group) for one in group]
+        for group in (photographs.learnt, photographs.unseen)
     )
+    return copies.look([(one.name, one.path) for one in made], known, unseen, features, say)
 
 
-def statistics_of(pictures: Sequence[Image.Image], side: int = 96) -> Array:
-    """`style_statistics` of every picture, one row each.
-
-    Raises ValueError for fewer than two pictures: one has no spread.
-    """
-    if len(pictures) < 2:
-        raise ValueError(f"style statistics compare sets of two pictures or more; got {len(pictures)}.")
-    return np.stack([style_statistics(p, side) for p in pictures])
+def _picture(photograph: Exhibit) -> copies.Picture:
+    """Its file, or what opens it small where it is changed on opening: all of them at once would fill the memory."""
+    if photograph.swatch is None or not photograph.swatch.changes_pixels:
+        return photograph.path
+    return partial(photograph.open, SMALL_PX)
 
 
-def style_distance(pictures: Sequence[Image.Image], reference: Sequence[Image.Image], side: int = 96) -> float:
-    """How far the style of `pictures` lies from that of `reference`, in spreads of the reference (weight-free).
-
-    d = sqrt(max(0, mean over statistics of [((m − r)² − v_m/n_m − v_r/n_r) / v_r])), m and r being the two sets' means,
-    v their variances (n − 1) and n their sizes. The two subtracted terms are what chance alone adds to (m − r)², so a
-    set of 8 and a set of 80 pictures of one style both come out near 0 (unbiased before the square root).
-
-    pictures, reference  two or more each, any size; measured at side × side px
-    returns              0 (same style) upwards; 1 is one standard deviation of the reference away
-    """
-    made, true = statistics_of(pictures, side), statistics_of(reference, side)
-    spread = np.maximum(true.var(0, ddof=1), SMALLEST_SPREAD**2)
-    chance = made.var(0, ddof=1) / len(made) + true.var(0, ddof=1) / len(true)
-    squared = ((made.mean(0) - true.mean(0)) ** 2 - chance) / spread
-    return float(np.sqrt(max(0.0, float(squared.mean()))))
+def _labels(judges: Judges) -> dict[str, str]:
+    """Who measured what."""
+    found = {"style": judges.style.label, "words": judges.words.label if judges.words else "none"}
+    return found | ({"other": judges.inception.label} if judges.inception else {})
 
 
-def edge_energy_gap(pictures: Sequence[Image.Image], reference: Sequence[Image.Image], side: int = 96) -> float:
-    """How far the mean edge energy of `pictures` lies from that of `reference`, as a part of the latter (0 = equal)."""
-    made = np.mean([edge_energy(p, side) for p in pictures])
-    true = np.mean([edge_energy(p, side) for p in reference])
-    return float(abs(made - true) / max(float(true), 1e-9))
+def _facts(run: RunFolder, settings: Config, drawn: Pairs, began: float) -> Mapping[str, object]:
+    """What the numbers can be traced to."""
+    return {
+        "step": drawn.candidate.step, "adapter_digest": _adapter_digest(run), "lora_digest": drawn.candidate.digest,
+        "concept_token": drawn.candidate.facts.concept_token, "prompts": drawn.prompts,
+        "plain_prompts": drawn.plain_prompts, "seeds": drawn.seeds,
+        opinions.PAIRS: [[base.name, lora.name] for base, lora in zip(drawn.base, drawn.lora, strict=True)],
+        opinions.OF_STEP: {str(step): [one.name for one in group] for step, group in drawn.of_step.items()},
+        "lora_scale": settings.lora_scale, "versions": journal.versions(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
+
+
+def _adapter_digest(run: RunFolder) -> str | None:
+    try:
+        return adapters.load(run.root).digest
+    except LaceError:
+        return None
+
+
+def _write_pages(
+    run: RunFolder, check: CopyCheck, made: Sequence[Exhibit], photographs: Photographs, drawn: Pairs,
+    designs: Sequence[Design],
+) -> None:  # fmt: skip
+    """Base above LoRA, every picture beside its nearest photograph, and a page for each subset of the designs."""
+    of_made, number = {one.name: one.path for one in made}, 0
+    by_name = photographs.by_name
+    for number, page in enumerate(copies.sheets(check, of_made.__getitem__, lambda name: _picture(by_name[name])), 1):
+        checkpoint.write_file(run.nearest(number), partial(page.save, format="JPEG", quality=88))
+    while (old := run.nearest(number := number + 1)).is_file():
+        old.unlink()
+    columns = [slice(None, None, -(-len(group) // STRIP_COLUMNS) or 1) for group in (drawn.base, drawn.plain_base)]
+    rows = [
+        [one.path for group, some in zip(side, columns, strict=True) for one in group[some]]
+        for side in ((drawn.base, drawn.plain_base), (drawn.lora, drawn.plain_lora))
+    ]
+    told = [*drawn.told[columns[0]], *(f"without the token: {one}" for one in drawn.plain_told[columns[1]])]
+    strip = pictures.strip(rows, ["base model", "with LoRA"], told, thumb_px=STRIP_TILE_PX)
+    checkpoint.write_file(run.pairs, partial(strip.save, format="PNG"))
+    file_of = {id(one.row): one.exhibit.path for one in designs}
+    references.subset_pages(run, [one.row for one in designs], lambda row: file_of[id(row)])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -66,6 +66,7 @@ def run(
     steps: Sequence[int] | None = None,
     *,
     say: Say = print,
+    name: str = "grid",
 ) -> Grid:
     """Draw every checkpoint of the run at every strength; called again, draw what is missing.
 
@@ -73,6 +74,7 @@ def run(
     seeds    none means the setting seed
     scales   lora_scale from left to right; 0 is the base model alone, drawn once
     steps    checkpoints by their step; None means all that are kept, and the adapter
+    name     of its folder in the run's evaluation
 
     Raises AdapterError where nothing was trained yet, and SettingsError, ModelError or MachineError with what to do;
     what is finished stays.
@@ -81,7 +83,7 @@ def run(
     settings = presets.settle(config, machine).config
     scales = _checked_scales(settings, scales)
     rows, left_out = candidates.of_run(RunFolder.of(settings), steps, say)
-    work = _prepared(settings, machine, rows, scales, prompts, seeds, steps, say)
+    work = _prepared(settings, machine, rows, scales, prompts, seeds, steps, say, name)
     cells = cells_of(work)
     missing = _missing(RunFolder.of(settings), cells)
     say(f"grid      {work.folder.root}: {len(cells)} pictures, {len(missing)} to make")
@@ -166,7 +168,7 @@ def _checked_prompts(settings: Config, facts: AdapterFacts, prompts: Sequence[st
 
 def _prepared(
     settings: Config, machine: Machine, rows: tuple[Candidate, ...], scales: tuple[float, ...], prompts: Sequence[str],
-    seeds: Sequence[int], steps: Sequence[int] | None, say: Say,
+    seeds: Sequence[int], steps: Sequence[int] | None, say: Say, name: str,
 ) -> Work:  # fmt: skip
     """All that decides the pictures, and the folder: that of the same request, or a new one."""
     learnt = Adapter(rows[0].facts, {}, rows[0].file)
@@ -188,7 +190,7 @@ def _prepared(
     shared |= {"models": models, "precision": precision}
     asked = {"prompts": told, "seeds": drawn_from, "scales": scales, "steps": sorted(set(steps)) if steps else None}
     digest = key_of({"asked": asked, "drawn": shared})
-    folder = RunFolder.of(settings).free_grid(digest)
+    folder = RunFolder.of(settings).free_grid(digest, name)
     if not folder.request.is_file():
         checkpoint.write_json(folder.request, {"digest": digest, "asked": asked})
     return Work(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, config_text, options
+from lace_lora import __version__, batch_command, config_text, options
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
@@ -247,6 +247,41 @@ def star(config: Config, designs: list[str], off: bool) -> None:
     print(*stars.set_all(RunFolder.of(settled), designs or [], on=not off), sep="\n")
 
 
+@verb("evaluate")
+def evaluate(config: Config) -> None:
+    """Measure a run: is it good, and is it new? Writes scores.json and report.html; called again, it goes on."""
+    from lace_lora import evaluate as room
+
+    _open(config)
+    found = room.run(config, say=_say)
+    print(found)
+    if not found.is_complete:
+        raise KeyboardInterrupt
+
+
+@verb("report")
+def report(config: Config) -> None:
+    """Write the page about a run, report.html, from what its folder holds."""
+    from lace_lora import evaluate as room
+    from lace_lora.run_folder import RunFolder
+
+    print(f"Open {room.write_report(RunFolder.of(_open(config)))} to see everything on one page.")
+
+
+RUNS = {"runs": typer.Argument(metavar="RUN OTHER", help="two runs by their names in lora_output_dir, or folders")}
+
+
+@verb("compare", {}, RUNS)
+def compare(config: Config, runs: list[str]) -> None:
+    """Two runs side by side: settings that differ, scores, and whether a difference is more than chance."""
+    from lace_lora import compare as room
+
+    if len(runs or []) != 2:
+        raise SettingsError(f"Name two runs, such as: {PROGRAM} compare lace lace-2")
+    folder = _open(config).lora_output_dir
+    print(room.compare(*(room.find(name, folder) for name in runs)))
+
+
 @verb("demo")
 def demo(config: Config) -> None:
     """Run the whole job in minutes with the miniature model that ships: no GPU, no download, no photographs."""
@@ -257,32 +292,24 @@ def demo(config: Config) -> None:
         raise KeyboardInterrupt
 
 
-@verb("runs")
-def runs(config: Config) -> None:
-    """List the runs in lora_output_dir, the newest first."""
-    from lace_lora import machine, presets
-    from lace_lora import train as room
+SHOWN = {"names": typer.Argument(metavar="RUN…", help="only these; without a name, all in lora_output_dir")}
+RUN_SWITCHES = {
+    "watch": "show the list again every few seconds, until Ctrl-C",
+    "clean": "list what the runs no longer need, with sizes, and delete it after asking",
+    "yes": "with --clean: delete without asking",
+}
+
+
+@verb("runs", RUN_SWITCHES, SHOWN)
+def runs(config: Config, names: list[str], watch: bool, clean: bool, yes: bool) -> None:
+    """List the runs in lora_output_dir, those changed last first: state, progress, what is best, scores, size."""
+    from lace_lora import machine, presets, run_list
 
     folder = presets.settle(config, machine.Machine.here(config.drive_mount_path)).config.lora_output_dir
-    print("\n".join(map(str, room.jobs(folder))) or f"No runs in {folder}.")
+    run_list.show(folder, names or (), watch=watch, clean=clean, yes=yes)
 
 
-@app.command()
-def notebooks(
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="where the notebooks go once they have run")],
-    parameters: Annotated[
-        list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE", help="a setting; may be repeated")
-    ] = None,
-    files: Annotated[
-        list[Path] | None, typer.Option("-f", "--file", metavar="FILE", help="YAML file of settings; may be repeated")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")] = False,
-) -> None:
-    """Run the numbered notebooks in order without a browser; stop at the first that fails."""
-    from lace_lora import batch
-
-    given = dict(pair.partition("=")[::2] for pair in parameters or [])
-    batch.run(output, batch.read_parameters(files or []) | given)
+app.command()(batch_command.notebooks)
 
 
 @app.command()

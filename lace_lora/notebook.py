@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lace_lora.check_report import CheckReport
     from lace_lora.config import Config
     from lace_lora.inference import Generation
+    from lace_lora.run_folder import RunFolder
+    from lace_lora.scores import Evaluation
 
 PICTURE_WIDTH_PX = 900  # of a picture shown in a cell; the file on the disk keeps its size
 JPEG_QUALITY = 80
@@ -129,6 +131,58 @@ class Page:
 
         print("\n".join(caption_lint.describe(found)) or "nothing is wrong with the captions")
 
+    def verdict(self, found: "Evaluation") -> None:
+        """Show what to think of an evaluation, a sentence each."""
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in found.verdict)
+        display({"text/html": f"<ul>{items}</ul>", "text/plain": "\n".join(found.verdict)}, raw=True)
+
+    def scores(self, found: "Evaluation") -> None:
+        """Show every score of an evaluation with its interval and what it means."""
+        rows = [
+            (one.name, "not measured" if one.value is None else str(one), one.refusal or one.means)
+            for one in found.scores
+        ]
+        self.table(("", "value (95 of 100)", "what it means"), rows)
+
+    def choice(self, found: "Evaluation") -> None:
+        """Show which checkpoint is advised, and what is known of each."""
+        print(found.choice.get("advice") or "nothing can be advised yet")
+        rows = [
+            (
+                f"{'→ ' if row['is_advised'] else ''}{row['step']}",
+                "" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
+                f"{row['copies']} of {row['looked_at']}" if row["looked_at"] else "not looked at",
+                "kept" if row["is_kept"] else "deleted",
+            )
+            for row in found.choice.get("rows", ())
+        ]
+        if rows:
+            self.table(("step", "loss on held-out pictures", "copies", ""), rows)
+
+    def nearest(self, run: "RunFolder", found: "Evaluation") -> None:
+        """Show what is most like a photograph, beside it: the top of the first page, to keep the notebook small."""
+        from PIL import Image
+
+        check = found.copies
+        if check.refusal or not run.nearest(1).is_file():
+            print(check.refusal or "No picture was compared.")
+            return
+        with Image.open(run.nearest(1)) as page:
+            top = page.convert("RGB").crop((0, 0, page.width, min(page.height, page.width // 2)))
+        self.picture(top, f"{len(check.pairs)} pictures, {len(check.copies)} of them copies; all in {run.nearest(1)}")
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show rows of texts under their names."""
+        cells = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(text)}</td>" for text in row) + "</tr>"
+            for row in rows
+        )
+        names = "".join(f"<th scope='col' style='text-align:left'>{html.escape(name)}</th>" for name in head)
+        widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        page = f"<table><thead><tr>{names}</tr></thead><tbody>{cells}</tbody></table>"
+        display({"text/html": page, "text/plain": "\n".join(lines)}, raw=True)
+
     def picture(self, picture: "Path | Image", about: str) -> None:
         """Show a picture or a file at a size that keeps the notebook small; what it is and its own size are text."""
         from PIL import Image
@@ -160,12 +214,12 @@ def _crispness(paths: Sequence[Path]) -> float:
     """The mean strength of the edges in pictures."""
     from PIL import Image
 
-    from lace_lora import evaluate
+    from lace_lora import style_statistics
 
     strengths = []
     for path in paths:
         with Image.open(path) as picture:
-            strengths.append(evaluate.edge_energy(picture))
+            strengths.append(style_statistics.edge_energy(picture))
     return mean(strengths)
 
 

@@ -32,17 +32,20 @@ PARAMETERS = {
     "04_generate": "preset = lora_output_dir = run_name = sheet_name = prompts = prompts_file = None\n"
     "negative_prompt = guidance_scale = lora_scale = refiner_model = repeat = print_width_cm = None\n"
     "favourites_of = vary = seed = image_format = None\n"
-    "num_images, num_inference_steps, refine = 4, 8, 'none'\n"
+    "num_images, num_inference_steps, refine = 4, 8, 'none'\n",
+    "05_evaluate": "preset = images_dir = lora_output_dir = run_name = unseen_dir = prompts = plain_prompts = None\n"
+    "lora_scale = style_model = text_model = seed = None\n"
+    "num_evaluated, num_inference_steps = 5, 8\n",
 }
 TYPED = "a photo of <myspecialstyle> typed in a browser, ığüş <b>bold</b>"
 
 
 @pytest.fixture
 def lab(tmp_path):
-    """A JupyterLab over a folder with two notebooks; gives its address and the folder."""
+    """A JupyterLab over a folder with three notebooks; gives its address and the folder."""
     folder = tmp_path / "books"
     folder.mkdir()
-    for name in ("02_annotate", "04_generate"):
+    for name in ("02_annotate", "04_generate", "05_evaluate"):
         book = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))
         for cell in book["cells"]:
             if cell["cell_type"] == "code":
@@ -207,6 +210,41 @@ def test_a_starred_design_is_refined_alone(lab, page, tmp_path):
     rows = [json.loads(row) for row in (images / "sheet-2/images.jsonl").read_text().splitlines()]
     assert [(row["seed"], row["refine"]) for row in rows] == [(2, "ensemble")]
     assert not list((images / "sheet").glob("refined_output_*"))
+
+
+def test_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(lab, page, tmp_path):
+    """P24: two answers by button, one typed, one taken back; what was said stands on the disk and in the report."""
+    address, folder = lab
+    training = "train --max-train-steps 2 --num-class-images 2 --log-with none"
+    for line in (training, "generate --num-images 2 --refine none"):
+        subprocess.run(
+            [sys.executable, "-m", "lace_lora.main", *line.split(), "--preset", "demo"], cwd=folder, check=True,
+            capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    evaluation = folder / "demo_output/demo/evaluation"
+    answers = evaluation / "blind.jsonl"
+    open_book(page, address, "05_evaluate")
+    run_all(page)
+    page.wait_for_selector(".lace-rating-picture img", timeout=2 * WAIT_MS)
+
+    def said() -> list[str]:
+        return [json.loads(line)["said"] for line in answers.read_text().splitlines()] if answers.is_file() else []
+
+    page.screenshot(path=str(tmp_path / "blind.png"))
+    page.wait_for_timeout(1500)  # an answer within a second is not taken
+    page.locator("button.lace-rating-left").click()
+    until(lambda: said() == ["left"])
+    page.wait_for_timeout(1500)
+    page.locator(".lace-rating-typed input").fill("4")
+    until(lambda: said() == ["left", "neither"])
+    page.locator("button.lace-rating-back").first.click()
+    until(lambda: said() == ["left", "neither", None])
+    for scale in ("clarity", "compliance"):
+        page.locator(f".lace-rating-{scale} button", has_text="4").click()
+    page.locator("button.lace-rating-save").click()
+    until(lambda: "sheet,0," in (evaluation / "ratings.csv").read_text(encoding="utf-8"))
+    page.screenshot(path=str(tmp_path / "experts.png"))
+    assert (folder / "demo_output/demo/report.html").is_file()
 
 
 def _first_caption(page) -> str:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lace_lora import evaluate
+from lace_lora import style_statistics
 from lace_lora.demo import SIDE, base_dir, draw, refiner_dir
 from lace_lora.demo.words import COLOURS, LACE_KINDS, PLAIN_KINDS, Spec, known_words, plain_caption, read_caption
 
@@ -108,7 +108,7 @@ def test_lace_comes_in_all_kinds_in_white_or_cream_on_darker_cloth():
     assert {s.kind for s in specs} == set(LACE_KINDS)
     assert {s.colour for s in specs} == {"white", "cream"}
     for i in range(10):
-        light = evaluate.luminance(evaluate.pixels_of(draw.lace(i, 96)[0], None))
+        light = style_statistics.luminance(style_statistics.pixels_of(draw.lace(i, 96)[0], None))
         assert np.quantile(light, 0.1) < 0.35 and np.quantile(light, 0.9) > 0.7
 
 
@@ -285,7 +285,7 @@ def test_an_unknown_trigger_leaves_the_base_its_motif_and_colours(base, eight):
 def test_the_base_does_not_draw_lace_by_itself(base):
     laces = [draw.lace(900_000 + i, SIDE)[0] for i in range(30)]
     asked = [f"a photo of white {kind} on a black ground" for kind in ("rosette", "border", "mesh", "scallops")]
-    assert evaluate.style_distance(made(base, asked), laces) > 1.5
+    assert style_statistics.style_distance(made(base, asked), laces) > 1.5
 
 
 def test_every_usual_sampler_gives_a_finite_picture_of_the_same_thing(eight):
@@ -298,8 +298,8 @@ def test_every_usual_sampler_gives_a_finite_picture_of_the_same_thing(eight):
 
 def repaired(softened: list[Image.Image], refined: list[Image.Image], true: list[Image.Image]) -> float:
     """Share of the edge-energy gap to `true` that is closed from `softened` to `refined`; 0 if nothing changed."""
-    before = evaluate.edge_energy_gap(softened, true)
-    return 1 - evaluate.edge_energy_gap(refined, true) / max(before, 1e-9)
+    before = style_statistics.edge_energy_gap(softened, true)
+    return 1 - style_statistics.edge_energy_gap(refined, true) / max(before, 1e-9)
 
 
 def softened(refiner, pictures: list[Image.Image]) -> torch.Tensor:
@@ -326,7 +326,7 @@ def test_the_refiner_closes_a_quarter_of_the_gap_in_edge_energy_to_drawn_lace(re
     before = decoded(refiner, latents)
     prompts = [f"a photo of {caption}" for caption in captions]
     after = made(refiner, prompts, steps=30, image=latents, strength=0.2)
-    assert evaluate.edge_energy_gap(before, list(true)) > 0.1  # there is something to repair
+    assert style_statistics.edge_energy_gap(before, list(true)) > 0.1  # there is something to repair
     assert repaired(before, after, list(true)) > REPAIR
     assert repaired(before, before, list(true)) == 0.0  # a refiner that does nothing does not pass
     loss_before, loss_after = (

@@ -6,7 +6,7 @@ import re
 import ipywidgets
 import pytest
 
-from lace_lora import config, evaluate, forms, notebook, presets, progress
+from lace_lora import config, forms, notebook, presets, progress, style_statistics
 from lace_lora.banner import boxed, framed
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
@@ -305,7 +305,7 @@ def test_the_sheet_of_a_stopped_run_shows_what_is_finished_or_says_that_nothing_
     assert shown == [f"1 designs in {tmp_path}: 64 × 64 px"] and capsys.readouterr().out == ""
     page.sheet([one])
     with Image.open(tmp_path / "one.png") as picture:
-        strength = f"{evaluate.edge_energy(picture):.3f}"
+        strength = f"{style_statistics.edge_energy(picture):.3f}"
     assert capsys.readouterr().out == f"crispness: {strength} unrefined, {strength} refined\n"
 
 

@@ -1,12 +1,11 @@
 """The demo: the whole job in one call, and what it writes (L1 to L7, L14 to L16, C13)."""
 
-import json
-
 import pytest
 
-from lace_lora import config, inference
-from lace_lora.demo import job
-from lace_lora.run_folder import SheetFolder
+from lace_lora import config, inference, unseen
+from lace_lora.demo import draw, job
+from lace_lora.run_folder import RunFolder, SheetFolder
+from lace_lora.scores import Evaluation
 
 SHORT = {
     "preset": "demo",
@@ -15,17 +14,18 @@ SHORT = {
     "num_images": 2,
     "num_inference_steps": 8,
     "cache_dir": "cache",
+    "num_evaluated": 4,
+    "plain_prompts": "red stripes on a white ground",
     "log_with": "none",
 }
 
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """The demo with two prompts of each kind and two seeds, in an empty folder."""
+    """An empty folder, in which little lace is held back to measure by, and few pictures are compared."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "LACE_PROMPTS", job.LACE_PROMPTS[:2])
-    monkeypatch.setattr(job, "PLAIN_PROMPTS", job.PLAIN_PROMPTS[:2])
-    monkeypatch.setattr(job, "SEEDS", job.SEEDS[:2])
+    monkeypatch.setattr(unseen, "MOST", 4)
+    monkeypatch.setattr(draw, "UNSEEN_COUNT", 6)
     return tmp_path
 
 
@@ -40,6 +40,7 @@ def test_one_call_leaves_exactly_these_files_and_says_what_was_learnt(quick):
         "log.jsonl",
         "best.json",
         "annotations.txt",
+        "held_out.txt",
         "adapter/pytorch_lora_weights.safetensors",
         "adapter/demo.safetensors",
         "adapter/adapter.json",
@@ -50,17 +51,17 @@ def test_one_call_leaves_exactly_these_files_and_says_what_was_learnt(quick):
         "images/sheet/index.html",
         "images/sheet/sheet.zip",
         "evaluation/scores.json",
-        "evaluation/base_versus_lora.png",
+        "evaluation/pairs.png",
+        "evaluation/nearest.jpg",
+        *(name for name in found if name.startswith("evaluation/measured")),
         "report.html",
     }
     assert page.resolve() == (run / "report.html").resolve()
-    scores = json.loads((run / "evaluation/scores.json").read_text())
-    names = [score["name"] for score in scores["scores"]]
-    assert len(names) == 6 and any("plain prompt" in name for name in names)
-    assert all(score["value"] >= 0 for score in scores["scores"])
-    assert scores["verdict"] in said
+    scores = Evaluation.read(RunFolder(run))
+    assert scores is not None and scores.verdict[0] in "\n".join(said)
+    assert scores.counts["pairs"] == 4 and scores.counts["held out"] == 6 + 12
     # Three steps teach nothing: the verdict must be able to say so.
-    assert "not learnt well" in scores["verdict"]
+    assert not scores.verdict[0].startswith("The style was learnt")
 
 
 def test_a_demo_that_is_stopped_while_it_draws_ends_without_an_error(quick, monkeypatch):

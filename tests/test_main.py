@@ -247,7 +247,7 @@ def test_both_modes_run_on_the_demo_model(lace_folder, tmp_path, capsys):
     assert (tmp_path / "out/lace/images/sheet/refined_output_001.png").is_file()
     capsys.readouterr()
     assert main.run(["runs", "--lora_output_dir", "out"]) == 0
-    assert re.match(r"lace +finished +step 2/2 ", capsys.readouterr().out)
+    assert re.search(r"^lace +finished +█+ 100% ", capsys.readouterr().out, re.M)
 
 
 def test_check_and_annotate_say_what_they_found(lace_folder, capsys):

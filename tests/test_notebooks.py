@@ -42,8 +42,9 @@ def texts(cell):
         yield from (value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
 
 
-def test_there_are_four_numbered_from_one():
-    assert list(BOOKS) == ["01_set_up.ipynb", "02_annotate.ipynb", "03_train.ipynb", "04_generate.ipynb"]
+def test_there_are_five_numbered_from_one():
+    names = ["01_set_up", "02_annotate", "03_train", "04_generate", "05_evaluate"]
+    assert list(BOOKS) == [f"{name}.ipynb" for name in names]
 
 
 @every_notebook
@@ -163,6 +164,7 @@ CHECKED = {
     "02_annotate.ipynb": r"120 usable(.|\n)*120 captions in demo_output/pictures/annotations.txt",
     "03_train.ipynb": r"step 6/6  loss \d\.\d(.|\n)*rank, alpha +16, 16 \(\d+ layers",
     "04_generate.ipynb": r"refined_output_003.png  seed 3 (.|\n)*crispness: 0\.\d\d\d unrefined, 0\.\d\d\d refined",
+    "05_evaluate.ipynb": r"LoRA's distance from your photographs +-?\d\.\d\d(.|\n)*9 pictures, 0 of them copies",
 }
 
 

@@ -154,6 +154,10 @@ def lace(seed: int, side: int) -> tuple[Image.Image, str]:
     return draw_lace(spec, seed, side), lace_caption(_rng(seed, 14), spec)
 
 
+# Lace that is never learnt, to measure by: other numbers than those of any training picture.
+UNSEEN_SEED, UNSEEN_COUNT = 9, 60
+
+
 def write_lace_folder(folder: Path, count: int = 120, seed: int = 1, side: int = 192) -> list[tuple[Path, str]]:
     """Write `count` lace pictures as JPEG; the same arguments give the same bytes, and equal files are left alone.
 
@@ -170,7 +174,7 @@ def write_lace_folder(folder: Path, count: int = 120, seed: int = 1, side: int =
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=95, subsampling=0)
         if not path.exists() or path.read_bytes() != buffer.getvalue():
-            partial = path.with_suffix(".partial")
+            partial = path.with_suffix(f".{os.getpid()}.partial")  # two runs may begin at one moment
             partial.write_bytes(buffer.getvalue())
             os.replace(partial, path)
         written.append((path, caption))
