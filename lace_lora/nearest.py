@@ -24,11 +24,13 @@ SIDES = (COARSE, 56, 128)  # of the smaller views by which pictures are laid on 
 SCALES = (0.86, 0.93, 1.0, 1.075, 1.16, 1.25, 1.36, 1.48)
 _MOST_SHRUNK, _MOST_ENLARGED, _MOST_STRETCHED = 1.22, 1.6, 1.1
 
-# How many go on to each finer view. Fifty drawn pieces of one design are alike at every coarse one.
-CANDIDATES = 60
+# How many are laid on it. Fifty drawn pieces of one design are alike at every coarse view; and of a fine mesh in one
+# frame, cut by 15 %, the coarse view tells so little that up to 92 of 250 others came first.
+CANDIDATES = 100
+_UNMOVED = 4
 _FOLLOWED, _FEWER_FOLLOWED, _THOROUGH = 24, 8, 8  # placements: of the first, of the others; how many are the first
 # Of those that were laid on each other at a view, that many go on, if not so much worse than the best.
-_KEPT = ((60, 0.4), (60, 0.4), (32, 0.15), (8, 0.05))
+_KEPT = ((100, 0.4), (100, 0.4), (32, 0.15), (8, 0.05))
 _FINE_KEPT = 256
 _TILES = 8  # a side
 _THREADS_PX = 5.0  # what is smooth over more than that is light and cloth, not threads
@@ -125,8 +127,17 @@ class Searched:
     def _best(self, print_: Fingerprint, one: Sequence[Array], places: Sequence[int], maps: Sequence[Maps]) -> Found:
         """The nearest of a few; of them those that lie badly are left behind at each finer view."""
         rows = [self._laid(one, 0, (place, 0.0, maps_K23), 3, 12) for place, maps_K23 in zip(places, maps, strict=True)]
-        # Where a fifth was shifted in, coarse views may fit better at a wrong place: the first ones keep several.
         rows = [self._laid(one, 0, row, 4, 3 if len(row[2]) < 12 else 8) for row in _within(rows, *_KEPT[0])]
+        # Where a fifth was shifted in, moving a coarse view may lead away from the right place: the first ones keep it.
+        unmoved = dict(zip(places[:_THOROUGH], maps, strict=False))
+        rows = [
+            (
+                place,
+                likeness,
+                numpy.concatenate([maps_K23, unmoved[place][:_UNMOVED]]) if place in unmoved else maps_K23,
+            )
+            for place, likeness, maps_K23 in rows
+        ]
         rows = [self._laid(one, 1, row, 5, 1) for row in _within(rows, *_KEPT[1])]
         rows = [self._laid(one, 2, row, 5, 1, stride=2) for row in _within(rows, *_KEPT[2])]
         found, pixels, fine = [], _luminance(print_), views(print_, ())[0]

@@ -24,21 +24,23 @@ def asked(likeness, unseen, **more):
 # ---- plain numbers, as texts will use them
 
 
-def test_the_threshold_is_the_highest_of_the_unseen_but_never_below_the_floor():
-    """P22, D9."""
-    assert threshold([0.2, 0.7, 0.6], 0.5) == 0.7
+def test_the_threshold_is_a_little_above_the_highest_of_the_unseen_but_never_below_the_floor():
+    """P22, D9: a fifth of the way on to 1."""
+    assert threshold([0.2, 0.7, 0.6], 0.5) == pytest.approx(0.76)
+    assert threshold([0.2, 1.0], 0.5) == 1.0
     assert threshold([0.2, 0.3], 0.5) == threshold([], 0.5) == 0.5
 
 
-def test_one_new_thing_in_n_plus_one_lies_above_the_highest_of_n():
-    """P22, D9: counted over 20,000 draws, against what CopyCheck.false_alarms promises."""
+def test_at_most_one_new_thing_in_n_plus_one_is_called_a_copy():
+    """P22, D9: counted over 20,000 draws, against what CopyCheck.false_alarms promises for the highest of n."""
     chance = numpy.random.default_rng(4)
     draws = chance.random((20_000, 20))
     called = [asked([row[0]], row[1:].tolist(), floor=0.0) for row in draws[:2000]]
     assert called[0].false_alarms == 1 / 20
     above = float((draws[:, 0] > draws[:, 1:].max(axis=1)).mean())
     assert above == pytest.approx(1 / 20, abs=0.006)
-    assert sum(len(one.copies) for one in called) == sum(row[0] > max(row[1:]) for row in draws[:2000])
+    assert sum(len(one.copies) for one in called) == sum(row[0] > 0.8 * max(row[1:]) + 0.2 for row in draws[:2000])
+    assert 0 < sum(len(one.copies) for one in called) <= 2000 / 20
 
 
 def test_likeness_that_is_mutual_is_worth_half_as_many():
@@ -75,7 +77,7 @@ def test_what_was_made_comes_the_most_alike_first_with_those_above_the_threshold
     assert [(pair.made[-5], pair.nearest, pair.is_copy) for pair in found.pairs] == [
         ("1", "photo_1.jpg", True), ("2", "photo_2.jpg", False), ("0", "photo_0.jpg", False),
     ]  # fmt: skip
-    assert (found.threshold, found.calibrated_on, found.likeness) == (0.7, 2, "threads")
+    assert (found.threshold, found.calibrated_on, found.likeness) == (pytest.approx(0.76), 2, "threads")
     assert found.copies == (Nearest("images/sheet/design_1.png", "photo_1.jpg", 0.9, True, "mirrored", 0.1),)
     assert asked([0.9], [0.1, 0.2], calibrated_on=1).calibrated_on == 1
     with pytest.raises(ValueError):
@@ -86,7 +88,7 @@ def test_the_verdict_says_what_is_a_copy_of_what_and_what_to_do():
     """P22."""
     assert memorised(asked([0.6, 0.61], [0.7])) == (
         "None of 2 designs is a copy of the photographs that were learnt. The most alike, sheet/design_1.png beside "
-        "photo_1.jpg, has a likeness of 0.61; copies begin above 0.70."
+        "photo_1.jpg, has a likeness of 0.61; copies begin above 0.76."
     )
     assert memorised(asked([0.9, 0.91, 0.92, 0.93, 0.94, 0.2], [0.6] * 9)) == (
         "5 of 6 designs are copies of photographs that were learnt: sheet/design_4.png of photo_4.jpg, "
