@@ -173,10 +173,10 @@ def look(
     scan, nor a single motif that was drawn again in other surroundings.
     """
     faults: list[str] = []
-    tell = counting.lines(say, "read", len(made) + len(learnt) + len(held_out))
-    new = _read(made, faults, tell)
+    say(f"copies    {len(made)} pictures and {len(held_out)} unseen photographs to lay on {len(learnt)} learnt ones")
+    new = _read(made, faults)
     known, apart = (
-        {number: print_ for number, (_, print_) in _read(rows, faults, tell).items()}
+        {number: print_ for number, (_, print_) in _read(rows, faults).items()}
         for rows in ([(one.name, one.picture) for one in learnt], [(one.name, one.picture) for one in held_out])
     )
     for fault in faults:
@@ -279,9 +279,7 @@ def _by_size(sides: Mapping[int, int]) -> list[tuple[int, list[int]]]:
     return sorted(found, key=lambda one: (-len(one[1]), -one[0]))
 
 
-def _read(
-    pictures: Sequence[tuple[str, Picture]], faults: list[str], tell: Callable[[int], None]
-) -> dict[int, tuple[int, Fingerprint]]:
+def _read(pictures: Sequence[tuple[str, Picture]], faults: list[str]) -> dict[int, tuple[int, Fingerprint]]:
     """Longer sides, px, and fingerprints of the pictures that can be read, by number; of others the fault is told."""
     found = {}
     for number, (name, picture) in enumerate(pictures):
@@ -290,7 +288,6 @@ def _read(
             faults.append(f"{printable(name)}: {fault}")
         else:
             found[number] = max(image.size), print_of(image)
-        tell(1)
     return found
 
 

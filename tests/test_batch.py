@@ -134,7 +134,7 @@ def test_a_folder_without_notebooks_or_that_cannot_be_made_is_a_sentence(tmp_pat
 def test_the_projects_own_notebooks_take_the_parameters_that_people_change(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # found beside the package, from wherever it is called
     found = batch.notebooks()
-    assert [path.parent for path in found] == [ROOT / "notebooks"] * 4
+    assert [path.parent for path in found] == [ROOT / "notebooks"] * 5
     known = {path.name[:2]: batch.parameters_of(path) for path in found}
     assert {"max_train_steps", "rank", "images_dir", "run_name", "seed"} <= known["03"]
     assert {"prompts", "num_images", "num_inference_steps", "run_name"} <= known["04"]
