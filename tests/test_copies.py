@@ -149,7 +149,7 @@ def test_copies_are_called_copies_and_new_pieces_are_not(folder, made):
     assert {pair.made for pair in found.pairs[2:]} == {"new", "new file"}
     assert found.threshold == FLOOR and found.pairs[1].likeness > 0.95 > FLOOR > found.pairs[2].likeness
     assert found.calibrated_on == 1 + 28 // 8, "8 pieces, though 9 photographs"
-    assert said[-1].startswith("compared  14/14") and any(line.startswith("read      14/14") for line in said)
+    assert said[-1].startswith("compared  14/14") and any(line.startswith("copies    ") for line in said)
 
 
 def test_learnt_photographs_of_one_piece_that_nobody_grouped_set_no_threshold(folder, made):
