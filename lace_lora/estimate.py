@@ -64,6 +64,17 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Caution:
+    """A warning, and the setting that it is about; a form shows it beside that field."""
+
+    setting: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
 class Plan:
     """What will run and what it takes. `config` has no `auto` left."""
 
@@ -77,7 +88,7 @@ class Plan:
     precision: str
     vram_gb: float
     minutes: float | None
-    warnings: tuple[str, ...]
+    warnings: tuple[Caution, ...]
     may_save_memory: bool = False  # whether checkpointing was left to the plan, which may then step it up in the run
 
     @property
@@ -310,32 +321,41 @@ def _short(value: object) -> str:
     return " ".join(map(str, value)) if len(value) <= 2 else f"({len(value)} of them)"
 
 
-def _warnings(config: Config, machine: Machine, vram: float) -> tuple[str, ...]:
-    warnings = []
+def _warnings(config: Config, machine: Machine, vram: float) -> tuple[Caution, ...]:
+    found: list[Caution] = []
+
+    def warn(setting: str, sentence: str) -> None:
+        found.append(Caution(setting, sentence))
+
     if machine.gpu_name and vram > machine.vram_gb * SPARE:
-        warnings.append(
+        warn(
+            "train_batch_size",
             f"Training needs {vram:.1f} GB and {machine.gpu_name} has {machine.vram_gb:.1f} GB. "
-            "Next to try: train_batch_size 1, gradient_checkpointing full, or resolution 768."
+            "Next to try: train_batch_size 1, gradient_checkpointing full, or resolution 768.",
         )
-    if config.optimizer == "prodigy" and config.learning_rate < 0.1:
-        warnings.append(
-            f"prodigy finds its own rate, times learning_rate: 1 is usual, {config.learning_rate:g} learns little."
+    rate = config.learning_rate
+    if config.optimizer == "prodigy" and rate < 0.1:
+        warn(
+            "learning_rate",
+            f"prodigy finds its own rate, times learning_rate: 1 is usual, {rate:g} learns little.",
         )
-    elif config.optimizer != "prodigy" and config.learning_rate > 1e-2:
-        warnings.append(
-            f"learning_rate {config.learning_rate:g} is far above the usual 1e-4; the LoRA may turn to noise."
-        )
+    elif config.optimizer != "prodigy" and rate > 1e-2:
+        warn("learning_rate", f"learning_rate {rate:g} is far above the usual 1e-4; the LoRA may turn to noise.")
     if int(config.num_processes) > int(config.gradient_accumulation_steps):
-        warnings.append(
+        warn(
+            "num_processes",
             f"num_processes is {config.num_processes}, but an update has gradient_accumulation_steps "
             f"{config.gradient_accumulation_steps} batches: the other processes have nothing to do. Raise it, or take "
-            "fewer processes."
+            "fewer processes.",
         )
     if config.rank >= 64 and machine.gpu_name and machine.vram_gb < 24:
-        warnings.append(f"rank {config.rank} on {machine.vram_gb:.0f} GB is tight and overfits soon; 16 holds a style.")
+        warn("rank", f"rank {config.rank} on {machine.vram_gb:.0f} GB is tight and overfits soon; 16 holds a style.")
     if machine.gpu_name is None and _native_side(config.pretrained_model) >= 512:
-        warnings.append("SDXL on a CPU takes hours for a few steps. Choose a GPU, or preset demo for a first look.")
-    return tuple(warnings)
+        warn(
+            "pretrained_model",
+            "SDXL on a CPU takes hours for a few steps. Choose a GPU, or preset demo for a first look.",
+        )
+    return tuple(found)
 
 
 def _native_side(model: str) -> int:
