@@ -1,4 +1,4 @@
-"""The notebook as a page: what is shown of checks, pictures, banners and Drive, to people and to papermill (L2, L12)."""
+"""The notebook as a page: what people and papermill see of checks, pictures, banners and Drive (L2, L12)."""
 
 import dataclasses
 
