@@ -72,6 +72,14 @@ def settings(**given: Any) -> "Config":
     return config.load(*config.found(asked.drive_mount_path), **given)
 
 
+def run_folder(asked: "Config") -> "RunFolder":
+    """The folder of the run that these settings lead to on this machine."""
+    from lace_lora import presets
+    from lace_lora.run_folder import RunFolder
+
+    return RunFolder.of(presets.settle(asked, machine.Machine.here()).config)
+
+
 class Page:
     """The notebook as a page that is written on: a text of several lines that stands there is not said again."""
 

@@ -169,6 +169,7 @@ LEVELS = {
     "rating_form": 14,
     "forms": 13,
     "progress": 13,
+    "takeaway": 13,
     "main": 17,
 }
 
