@@ -10,8 +10,6 @@ from typing import Literal
 
 import psutil
 
-from lace_lora.errors import MachineError
-
 Precision = Literal["fp32", "fp16", "bf16"]
 GIB = 1024**3
 
@@ -122,38 +120,6 @@ def models_folder() -> Path:
     """Where base models are kept once they are downloaded, by the environment variables of Hugging Face."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
-
-
-def mount_drive(drive_mount_path: str, readonly: bool = False) -> tuple[Path, str]:
-    """Mount Google Drive where that is possible; return the folder to work in and a sentence about it.
-
-    Outside Colab nothing is mounted: the local folder comes back. Colab asks the person in the browser for consent, so
-    this works from a notebook's own kernel only.
-
-    Raises MachineError with what to do when Colab refuses.
-    """
-    if not in_colab():
-        return Path.cwd(), f"This is not Colab, so no Drive is mounted; files are read and written under {Path.cwd()}."
-    if drive_is_mounted(drive_mount_path):
-        return Path(drive_mount_path), f"Drive is mounted at {drive_mount_path}."
-    from google.colab import drive  # only there in Colab
-
-    try:
-        drive.mount(drive_mount_path, force_remount=False, timeout_ms=120_000, readonly=readonly)
-    except NotImplementedError as error:
-        raise MachineError("This kind of Colab cannot mount Drive. Upload the pictures and set images_dir.") from error
-    except Exception as error:  # ValueError, MessageError and others, each with a text of its own
-        raise MachineError(
-            f"Drive could not be mounted at {drive_mount_path}: {str(error).strip() or type(error).__name__}. "
-            "Run the cell again and allow access in the window that opens; if a folder of that name holds files, "
-            "choose another drive_mount_path."
-        ) from error
-    if not drive_is_mounted(drive_mount_path):
-        raise MachineError(
-            f"Drive says it is mounted at {drive_mount_path}, but it does not answer. "
-            "Runtime → Disconnect and delete runtime, then run the notebook again."
-        )
-    return Path(drive_mount_path), f"Drive is mounted at {drive_mount_path}."
 
 
 def _gpu() -> tuple[str | None, float, tuple[int, int], int]:

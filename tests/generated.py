@@ -14,6 +14,7 @@ PACKAGE = "lace_lora"
 LEVELS = {
     "__init__": 0,
     "errors": 0,
+    "address": 0,
     "declarations": 0,
     "file_names": 0,
     "stopping": 0,
@@ -38,6 +39,7 @@ LEVELS = {
     "command_words": 2,
     "captioner_http": 2,
     "run_folder": 2,
+    "colab": 2,
     "presets": 2,
     "prompt_files": 2,
     "lock": 2,
