@@ -15,7 +15,16 @@ GIB = 1024**3
 
 CHOOSE_A_GPU = "In Colab: Runtime → Change runtime type → T4 GPU → Save, then run the notebook again from the top."
 
-FREE_SOME_SPACE = "Free some space: SDXL and its refiner take 13 GB."
+FREE_SOME_SPACE = (
+    "Free some space: about {gb:.0f} GB are needed. In Colab: Runtime → Disconnect and delete runtime brings a machine "
+    "with an empty disk."
+)
+LARGER_GPU = (
+    "Too small for SDXL. In Colab: Runtime → Change runtime type → T4 GPU or a larger one → Save; elsewhere, set preset "
+    "demo."
+)
+LEAST_VRAM_GB = 6.0  # SDXL in 4 bits with checkpointing takes 2.7 at 1024 px; drawing in halves takes 4.8 and a picture
+LEAST_DISK_GB = 5.0  # beside models: local copies of the pictures, the cache, checkpoints
 ALLOW_DRIVE = "Run the cells again from the top, and allow access in the window that opens."
 
 
@@ -77,17 +86,23 @@ class Machine:
             return "bf16", f"bf16, because {self.gpu_name} has units for it (capability {self._capability_text})"
         return "fp16", f"fp16, because {self.gpu_name} has no bf16 units (capability {self._capability_text} < 8.0)"
 
-    def reasons(self) -> list[tuple[str, str, bool, str]]:
-        """One row a fact: its name, what was found, whether that is good, and what to do when it is not."""
-        gpu = f"{self.gpu_name}, {self.vram_gb:.1f} GB" if self.gpu_name else "none"
-        drive = "mounted" if self.drive_mounted else "not mounted"
+    def reasons(self, to_fetch_gb: float = 13.0) -> list[tuple[str, str, bool, str]]:
+        """One row a fact: its name, what was found, whether that is good, and what to do when it is not.
+
+        to_fetch_gb  what is still to be downloaded; SDXL and its refiner take 13
+        """
         memory = f"{self.ram_gb:.1f} GB, {self.free_ram_gb:.1f} GB free"
-        rows = [
-            ("GPU", gpu, bool(self.gpu_name), CHOOSE_A_GPU),
+        disk_gb = to_fetch_gb + LEAST_DISK_GB
+        too_full = FREE_SOME_SPACE.format(gb=disk_gb)
+        rows = [("GPU", self.gpu_name or "none", bool(self.gpu_name), CHOOSE_A_GPU)]
+        if self.gpu_name:
+            rows.append(("GPU memory", f"{self.vram_gb:.1f} GB", self.vram_gb >= LEAST_VRAM_GB, LARGER_GPU))
+        rows += [
             ("memory", memory, self.free_ram_gb > 4, "Close other programs or notebooks."),
-            ("disk", f"{self.free_disk_gb:.0f} GB free", self.free_disk_gb > 20, FREE_SOME_SPACE),
+            ("disk", f"{self.free_disk_gb:.0f} GB free", self.free_disk_gb > disk_gb, too_full),
         ]
         if self.is_colab:
+            drive = "mounted" if self.drive_mounted else "not mounted"
             rows.append(("Drive", drive, self.drive_mounted, ALLOW_DRIVE))
         return [(name, found, good, "" if good else advice) for name, found, good, advice in rows]
 

@@ -1,11 +1,12 @@
-"""What the documents take from the code, and the command that writes it there: `make settings`."""
+"""What the documents and the notebooks take from the code, and the command that writes it there: `make settings`."""
 
 import ast
 import re
 import subprocess
 from pathlib import Path
 
-from lace_lora import config_text, options, presets
+from lace_lora import address, config_text, options, presets
+from tests import store_address
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lace_lora"
@@ -242,6 +243,7 @@ BLOCKS = {
     "documentation.md:settings": options.table,
     "documentation.md:presets": presets_table,
     "documentation.md:rooms": rooms_table,
+    "README.md:address": address.readme,
     ".notes/directory_structure.md:files": directory_structure,
 }
 
@@ -255,7 +257,8 @@ def block_in(path: str, block: str) -> str:
 
 
 def write() -> None:
-    """Write config.yaml and every generated block."""
+    """Write config.yaml, the address in the notebooks, and every generated block."""
+    store_address.write()
     (ROOT / "config.yaml").write_text(config_text.shipped_yaml(), encoding="utf-8")
     for name, make in BLOCKS.items():
         path, block = name.split(":")
