@@ -72,7 +72,7 @@ def install_prose() -> str:
     asks = "" if sources() else " In Colab a window may ask whether this notebook may use your Drive: allow it."
     return (
         "Press ▶ to the left of each grey cell, from the top down, and wait for its tick (or choose **Runtime → Run "
-        "all**). This first one takes Lace LoRA from the first of these places that has it: "
+        "all**). This one takes Lace LoRA from the first of these places that has it: "
         f"{'; '.join(places)}.{asks} Then it adds what this machine lacks, and replaces nothing that is here. It takes "
         "under a minute and may be run twice. If it cannot go on, it says in a sentence what to do."
     )

@@ -20,8 +20,8 @@ FREE_SOME_SPACE = (
     "with an empty disk."
 )
 LARGER_GPU = (
-    "Too small for SDXL. In Colab: Runtime → Change runtime type → T4 GPU or a larger one → Save; elsewhere, set preset "
-    "demo."
+    "Too small for SDXL. In Colab: Runtime → Change runtime type → T4 GPU or a larger one → Save; elsewhere, set "
+    "preset demo."
 )
 LEAST_VRAM_GB = 6.0  # SDXL in 4 bits with checkpointing takes 2.7 at 1024 px; drawing in halves takes 4.8 and a picture
 LEAST_DISK_GB = 5.0  # beside models: local copies of the pictures, the cache, checkpoints
