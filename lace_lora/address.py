@@ -122,7 +122,7 @@ def readme() -> str:
 def _what_to_do() -> str:
     if sources():
         return "Is this machine connected to the internet? Run this cell again in a minute."
-    return "Put lace_lora-….whl, whole and under its own name, into your Drive, allow access, and run this cell again."
+    return "Put lace_lora-….whl, whole and with its own name, into your Drive, allow access, and run this cell again."
 
 
 def _place(cell_id: str) -> str:
