@@ -69,7 +69,7 @@ def test_a_notebooks_settings_come_from_drive_which_is_mounted_only_where_a_fold
 
     monkeypatch.setattr(notebook.machine, "in_colab", lambda: True)
     monkeypatch.setattr(notebook, "has_front_end", lambda: True)
-    monkeypatch.setattr(notebook.machine, "mount_drive", mount)
+    monkeypatch.setattr(notebook.colab, "mount_drive", mount)
     notebook.settings(images_dir="photos", **where)
     notebook.settings(lora_output_dir="runs", images_dir=None, **where | {"preset": "demo"})
     assert capsys.readouterr().out == "" and not drive.exists()
@@ -91,7 +91,7 @@ def test_drive_is_mounted_only_in_colab_and_only_when_a_person_is_there(monkeypa
     assert notebook.mount_drive("/content/drive").startswith("This is not Colab")
     asked = []
     monkeypatch.setattr(notebook.machine, "in_colab", lambda: True)
-    monkeypatch.setattr(notebook.machine, "mount_drive", lambda path: asked.append(path) or (path, "Drive is mounted."))
+    monkeypatch.setattr(notebook.colab, "mount_drive", lambda path: asked.append(path) or (path, "Drive is mounted."))
     assert "not mounted" in notebook.mount_drive("/content/drive") and not asked
     monkeypatch.setattr(notebook, "has_front_end", lambda: True)
     assert notebook.mount_drive("/content/drive") == "Drive is mounted." and asked == ["/content/drive"]
