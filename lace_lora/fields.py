@@ -20,12 +20,26 @@ from lace_lora.notebook import HOVER
 # A slider is for a range that a hand can aim at; wider ones get the box alone, whose sentence names the bounds
 # (bounded boxes would silently turn 500 into 128).
 SLIDER_TICKS = 200
-LABEL_WIDTH = "min(190px, 38vw)"  # in a narrow window the field must still be seen
-NOTE_MARGIN = "0 0 6px min(198px, 40vw)"
+LABEL_WIDTH = "200px"
 NUMBER_PX, SLIDER_PX, TEXT_PX = 340, 220, 760
+WIDEST = "calc(100% - 4px)"  # a widget has a margin of 2 px on either side
+# Long names wrap. In a narrow window a name stands above its field, so that nothing has to be scrolled sideways.
 # A hidden handle takes no focus and is not read out; what is drawn in its place can still be taken by the mouse.
 STYLE = """<style>
-.lace-form .widget-label, .lace-form .widget-label-basic { text-align: left; }
+.lace-form { container-type: inline-size; }
+.lace-form .widget-label { text-align: left; white-space: normal; overflow-wrap: anywhere; height: auto;
+  line-height: 1.3; align-self: center; }
+.lace-form .widget-dropdown select { min-height: 28px; }
+.lace-form .widget-checkbox .widget-label-basic { width: auto; white-space: normal; overflow-wrap: anywhere; }
+.lace-form .widget-text, .lace-form .widget-dropdown, .lace-form .widget-checkbox { height: auto; }
+.lace-form .lace-note { margin: 0 0 8px 208px; }
+@container (max-width: 560px) {
+  .lace-form .widget-text, .lace-form .widget-dropdown, .lace-form .widget-textarea { flex-flow: column; }
+  .lace-form .widget-label { width: 100% !important; text-align: left; align-self: start; }
+  .lace-form .widget-checkbox > .widget-label { display: none !important; }
+  .lace-form .widget-text input, .lace-form .widget-dropdown select, .lace-form textarea { width: 100%; flex: none; }
+  .lace-form .lace-note { margin-left: 2px; }
+}
 .lace-form .widget-toggle-button { white-space: normal; height: auto; text-align: left; padding: 4px 8px; }
 .lace-slider .noUi-handle, .lace-slider .ui-slider-handle { visibility: hidden !important; }
 .lace-slider .noUi-handle::after, .lace-slider .ui-slider-handle::after { visibility: visible; display: block;
@@ -155,7 +169,7 @@ def _number(name: str, field: FieldInfo) -> Drawn:
     kind, as_kind = (ipywidgets.IntSlider, int) if is_whole else (ipywidgets.FloatSlider, float)
     ends = {"min": as_kind(low), "max": as_kind(high), "step": step}
     slider = kind(readout=False, continuous_update=False, **ends)
-    slider.layout.width, slider.layout.max_width = f"{SLIDER_PX}px", "100%"
+    slider.layout.width, slider.layout.max_width = f"{SLIDER_PX}px", WIDEST
     slider.add_class("lace-slider")
     slider.add_class(f"lace-{name}-slider")
 
@@ -201,5 +215,5 @@ def _labelled(name: str, width_px: int = TEXT_PX) -> dict[str, Any]:
         "description": f"{name} ({unit})" if unit else name,
         HOVER: note,
         "style": {"description_width": LABEL_WIDTH},
-        "layout": ipywidgets.Layout(width=f"{width_px}px", max_width="100%"),
+        "layout": ipywidgets.Layout(width=f"{width_px}px", max_width=WIDEST),
     }

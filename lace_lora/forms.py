@@ -19,7 +19,7 @@ from lace_lora.config import GROUPS, Config
 from lace_lora.defaults import Defaults
 from lace_lora.errors import LaceError, SettingsError
 from lace_lora.estimate import Caution, Plan
-from lace_lora.fields import NOTE_MARGIN, STYLE, draw
+from lace_lora.fields import STYLE, draw
 from lace_lora.form_parts import Fold, button, message, notice, telling
 from lace_lora.notebook import has_front_end
 from lace_lora.presets import Settled
@@ -82,7 +82,8 @@ class SettingsForm:
                 *(fold.widget for fold, _ in self._folds.values()),
                 self._buttons(),
                 self._said,
-            ]
+            ],
+            layout=ipywidgets.Layout(width="100%"),
         )
         self.widget.add_class("lace-form")
         if replan and first.plan is None:
@@ -158,7 +159,7 @@ class SettingsForm:
         """The widgets of a setting; below them its help or, while a value is wrong, the sentence, and warnings."""
         drawn, note = self._drawn[name], self._notes[name]
         note.add_class(f"lace-{name}-note")
-        note.layout.margin = NOTE_MARGIN
+        note.add_class("lace-note")
         for widget in drawn.inputs:
             widget.observe(lambda _: self._changed(), names="value")
         row = ipywidgets.VBox([drawn.row(), note])
@@ -244,10 +245,8 @@ class SettingsForm:
         """Write the summary, the note of every field and the words of every fold."""
         wrong, cautions = self._wrong(), self._cautions()
         for name, note in self._notes.items():
-            beside = [caution.sentence for caution in cautions if caution.setting == name]
-            note.value = (notice(wrong[name], True) if name in wrong else self._help(name)) + "".join(
-                notice(sentence) for sentence in beside
-            )
+            beside = "".join(notice(caution.sentence) for caution in cautions if caution.setting == name)
+            note.value = notice(wrong[name], True) if name in wrong else self._help(name) + beside
         for group, (fold, inside) in self._folds.items():
             differing = sum(self._differs(name) for name in inside)
             warned = sum(caution.setting in inside for caution in cautions)
@@ -280,7 +279,7 @@ class SettingsForm:
         lines += [notice(one.sentence) for one in cautions if one.setting not in self._drawn]
         beside = list(dict.fromkeys(one.setting for one in cautions if one.setting in self._drawn))
         if beside and not self._in_the_way:
-            lines.append(notice(f"see {', '.join(beside)}."))
+            lines.append(notice(f"read what stands below {', '.join(beside)}."))
         table = f"<table style='line-height:1.4;margin:2px 0 6px;border:0'>{cells}</table>" if cells else ""
         return f"<div role='status' aria-label='The plan' style='line-height:1.4'>{''.join(lines)}{table}</div>"
 
@@ -288,8 +287,10 @@ class SettingsForm:
         why = self._shown.reasons.get(name)
         is_auto = self._drawn[name].read() == "auto"
         takes = f"auto takes {getattr(self._shown.planned, name)}" if is_auto else "chosen"
-        words = f"{Config.model_fields[name].description}{f' ({takes}: {why})' if why else ''}"
-        return f"<span style='opacity:0.8;line-height:1.3'>{html.escape(words)}</span>"
+        field, bounds = Config.model_fields[name], declared.bounds_of(Config.model_fields[name])
+        ends = f"; {declared.bounds_text(field)}" if bounds else ""
+        words = f"{field.description}{ends}{f' ({takes}: {why})' if why else ''}"
+        return f"<div style='opacity:0.85;line-height:1.35'>{html.escape(words)}</div>"
 
     def _differs(self, name: str) -> bool:
         """Whether a field shows anything else than the setting's default; a wrong value does."""
