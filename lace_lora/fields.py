@@ -8,6 +8,7 @@ is one, is for the mouse alone: STYLE takes it out of the order of the tab key.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ipywidgets
@@ -99,6 +100,14 @@ def draw(name: str, asked: Any, planned: Any) -> Drawn:
         widget.add_class(f"lace-{name}" if widget is drawn.inputs[0] else f"lace-{name}-open")
     drawn.show(asked, planned)
     return drawn
+
+
+@cache
+def help_of(name: str) -> str:
+    """What a setting does, and for a number in which bounds; the bounds are read from the schema, so only once."""
+    field = Config.model_fields[name]
+    ends = f"; {declared.bounds_text(field)}" if declared.bounds_of(field) else ""
+    return f"{field.description}{ends}"
 
 
 def _shown(asked: Any, planned: Any) -> Any:

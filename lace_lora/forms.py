@@ -19,7 +19,7 @@ from lace_lora.config import GROUPS, Config
 from lace_lora.defaults import Defaults
 from lace_lora.errors import LaceError, SettingsError
 from lace_lora.estimate import Caution, Plan
-from lace_lora.fields import STYLE, draw
+from lace_lora.fields import STYLE, draw, help_of
 from lace_lora.form_parts import Fold, button, message, notice, telling
 from lace_lora.notebook import has_front_end
 from lace_lora.presets import Settled
@@ -287,18 +287,18 @@ class SettingsForm:
         why = self._shown.reasons.get(name)
         is_auto = self._drawn[name].read() == "auto"
         takes = f"auto takes {getattr(self._shown.planned, name)}" if is_auto else "chosen"
-        field, bounds = Config.model_fields[name], declared.bounds_of(Config.model_fields[name])
-        ends = f"; {declared.bounds_text(field)}" if bounds else ""
-        words = f"{field.description}{ends}{f' ({takes}: {why})' if why else ''}"
+        words = f"{help_of(name)}{f' ({takes}: {why})' if why else ''}"
         return f"<div style='opacity:0.85;line-height:1.35'>{html.escape(words)}</div>"
 
     def _differs(self, name: str) -> bool:
         """Whether a field shows anything else than the setting's default; a wrong value does."""
+        value, default = self._drawn[name].read(), Config.model_fields[name].default
+        if value == default:
+            return False
         try:
-            shown = getattr(Config().model_copy(update={name: self._drawn[name].read()}), name)
+            return bool(getattr(Config().model_copy(update={name: value}), name) != default)
         except SettingsError:
             return True
-        return bool(shown != Config.model_fields[name].default)
 
     def _is_demo(self) -> bool:
         return self._shown.preset == "demo"
