@@ -17,6 +17,8 @@ from lace_lora import (
     checkpoint,
     choosing,
     copies,
+    copy_check,
+    copy_pages,
     curves,
     exhibits,
     journal,
@@ -101,7 +103,7 @@ def run(config: Config, *, say: Say = print) -> Evaluation:
         scores=tuple(scores), copies=check, overfitting=curves.verdict(looks) if looks else "",
         choice=choice.as_json(), facts=_facts(settings, drawn, digest, began),
     )  # fmt: skip
-    found = replace(found, verdict=verdicts.verdict(found, copies.memorised(check, "pictures and designs")))
+    found = replace(found, verdict=verdicts.verdict(found, copy_check.memorised(check, "pictures and designs")))
     _write_pages(run, check, made, photographs, drawn, designs)
     found.write(run)
     say(f"written   {run.scores}")
@@ -219,7 +221,9 @@ def _write_pages(
     """Base above LoRA, every picture beside its nearest photograph, and a page for each subset of the designs."""
     of_made, number = {one.name: one.path for one in made}, 0
     by_name = photographs.by_name
-    for number, page in enumerate(copies.sheets(check, of_made.__getitem__, lambda name: _picture(by_name[name])), 1):
+    for number, page in enumerate(
+        copy_pages.sheets(check, of_made.__getitem__, lambda name: _picture(by_name[name])), 1
+    ):
         checkpoint.write_file(run.nearest(number), partial(page.save, format="JPEG", quality=88))
     while (old := run.nearest(number := number + 1)).is_file():
         old.unlink()

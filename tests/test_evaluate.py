@@ -9,6 +9,7 @@ import pytest
 
 from lace_lora import (
     blind,
+    blind_form,
     evaluate,
     exhibits,
     grid,
@@ -17,7 +18,6 @@ from lace_lora import (
     opinions,
     pairs,
     pictures,
-    rating_form,
     report,
     train,
 )
@@ -287,9 +287,9 @@ def test_answers_about_other_pictures_are_not_counted(config: Config) -> None:
 
 
 def test_forms_say_what_is_lacking(config: Config, tmp_path: Path) -> None:
-    assert "was not evaluated yet" in repr(rating_form.base_and_lora(RunFolder(tmp_path / "none")))
-    assert "0 of 5 answered" in repr(rating_form.base_and_lora(RunFolder.of(config)))
-    assert "step" in repr(rating_form.finalists(RunFolder.of(config)))
+    assert "was not evaluated yet" in repr(blind_form.base_and_lora(RunFolder(tmp_path / "none")))
+    assert "0 of 5 answered" in repr(blind_form.base_and_lora(RunFolder.of(config)))
+    assert "step" in repr(blind_form.finalists(RunFolder.of(config)))
 
 
 def test_a_damaged_design_is_left_out_and_costs_nothing_else(config: Config, photographs: Path) -> None:
