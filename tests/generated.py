@@ -132,6 +132,8 @@ LEVELS = {
     "album": 8,
     "check": 8,
     "examples": 8,
+    "charts": 5,
+    "exploring": 9,
     "steps": 8,
     "validation": 8,
     "samples": 8,
