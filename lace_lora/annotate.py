@@ -6,8 +6,9 @@ be trained on.
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lace_lora import caption_files, caption_lint, captioners, data_utils, stopping, suggest
 from lace_lora.annotations import ANNOTATIONS, dataset_of, name_of
@@ -155,17 +156,21 @@ def captioner_of(settings: Config, machine: Machine, say: Say = print) -> Captio
 
 def lint(settings: Config, captions: Mapping[str, str]) -> tuple[caption_lint.Finding, ...]:
     """What is wrong with the captions of a set; their length too, where the base model is on this machine already."""
-    try:
-        tokenizers = None
-        if not folders.fetch_notice(settings.pretrained_model):
-            from lace_lora.families import sdxl  # loads torch
-
-            tokenizers = sdxl.load_tokenizers(settings.pretrained_model)
-    except LaceError:  # no model here, and none may be fetched: training says so in its own words
-        tokenizers = None
     return caption_lint.lint(
         captions,
         concept_token=settings.concept_token,
-        tokenizers=tokenizers,
+        tokenizers=tokenizers_here(settings),
         instance_prompt=settings.instance_prompt,
     )
+
+
+def tokenizers_here(settings: Config) -> Sequence[Any] | None:
+    """What the base model cuts a caption into tokens with; None where it is not on this machine already."""
+    try:
+        if folders.fetch_notice(settings.pretrained_model):
+            return None
+        from lace_lora.families import sdxl  # loads torch
+
+        return sdxl.load_tokenizers(settings.pretrained_model)
+    except LaceError:  # no model here, and none may be fetched: training says so in its own words
+        return None
