@@ -17,6 +17,7 @@ from lace_lora.config import Config
 from lace_lora.errors import LaceError, SettingsError
 from lace_lora.families import folders
 from lace_lora.file_names import slug
+from lace_lora.local_copies import is_on_drive
 from lace_lora.machine import Machine
 
 Say = Callable[[str], None]
@@ -47,7 +48,7 @@ def run(
     """
     check_words(settings)
     folder, file = Path(settings.images_dir).expanduser(), file_of(settings)
-    report = report or data_utils.check_images(folder, set(settings.image_types), compare=False)
+    report = report or _checked(settings, say)
     replaces_all = overwrite and captioner is None
     told = {} if replaces_all else captions_of(settings, report, say)
     data_utils.create_annotations(
@@ -59,6 +60,15 @@ def run(
     if mend:
         _mended(settings, report, file, say)
     return file
+
+
+def _checked(settings: Config, say: Say) -> CheckReport:
+    """Which pictures can be used; those on Drive are copied to this machine, where training reads them too."""
+    is_far = is_on_drive(Path(settings.images_dir).expanduser(), settings.drive_mount_path)
+    return data_utils.check_images(
+        settings.images_dir, set(settings.image_types), compare=False, say=say,
+        cache_dir=settings.cache_dir if is_far else None, drive_mount_path=settings.drive_mount_path,
+    )  # fmt: skip
 
 
 def check_words(settings: Config) -> None:
@@ -135,7 +145,7 @@ def learnt(settings: Config) -> dict[str, str]:
 
 def planned(settings: Config, say: Say) -> dict[str, str]:
     """The captions that training would read, by name, without writing anything: of usable pictures not left out."""
-    report = data_utils.check_images(settings.images_dir, set(settings.image_types), compare=False)
+    report = _checked(settings, say)
     texts = captions_of(settings, report, say)
     return {record.name: texts.get(record.name, settings.instance_prompt) for record in report.learnt}
 
