@@ -19,6 +19,8 @@ from lace_lora.families import folders
 from lace_lora.file_names import slug
 from lace_lora.local_copies import is_on_drive
 from lace_lora.machine import Machine
+from lace_lora.own_files import spare_of
+from lace_lora.own_folders import is_away
 
 Say = Callable[[str], None]
 
@@ -53,7 +55,7 @@ def run(
     told = {} if replaces_all else captions_of(settings, report, say)
     data_utils.create_annotations(
         folder, settings.instance_prompt, set(settings.image_types), told, overwrite=replaces_all,
-        file=file, checked=report, say=say,
+        file=file, checked=report, say=say, spare=spare_of(file, settings.cache_dir),
     )  # fmt: skip
     if captioner is not None:
         _suggested(settings, report, file, captioner, overwrite, stop, say)
@@ -91,7 +93,8 @@ def _suggested(
     names = [one.name for one in report.usable if one.name not in left_out]
     found = suggest.captions(
         folder, names, captioner, concept_token=settings.concept_token,
-        existing=suggest.written(folder, file), save=suggest.saver(folder, file, say), swatches=swatches,
+        existing=suggest.written(folder, file), swatches=swatches,
+        save=suggest.saver(folder, file, say, settings.cache_dir),
         instance_prompt=settings.instance_prompt, overwrite=overwrite, stop=stop, say=say,
     )  # fmt: skip
     say(found.summary)
@@ -105,7 +108,7 @@ def _mended(settings: Config, report: CheckReport, file: Path, say: Say) -> None
             captions[name] = finding.mend(captions[name]) if finding.mend else captions[name]
     count = sum(captions[name] != before[name] for name in before)
     if count:
-        suggest.saver(report.folder, file, say)(captions)
+        suggest.saver(report.folder, file, say, settings.cache_dir)(captions)
     say(f"captions  {count} mended")
 
 
@@ -119,7 +122,9 @@ def _elsewhere(settings: Config) -> Path:
     """One file for each folder of photographs, whatever the run."""
     folder = Path(settings.images_dir).expanduser().absolute()
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
-    return Path(settings.lora_output_dir).expanduser() / "annotations" / f"{slug(folder.name)}-{digest}.txt"
+    place = Path(settings.lora_output_dir).expanduser()
+    place = Path(settings.cache_dir).expanduser() if is_away(place, settings.drive_mount_path) else place
+    return place / "annotations" / f"{slug(folder.name)}-{digest}.txt"
 
 
 def captions_of(settings: Config, report: CheckReport, say: Say) -> dict[str, str]:

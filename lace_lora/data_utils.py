@@ -260,6 +260,7 @@ def create_annotations(
     file: Path | None = None,
     checked: CheckReport | None = None,
     say: Callable[[str], None] = _log.info,
+    spare: Path | None = None,
 ) -> Path:
     """Write annotations.txt: a line `<image_path>` TAB `<prompt>` for every picture that can be used.
 
@@ -268,6 +269,7 @@ def create_annotations(
     file       where to write instead of the folder itself (because it is read-only, or for a copy of one run)
     checked    the report of check_images, so that the pictures are not opened twice
     say        is told, a sentence each, what was left out and what was kept
+    spare      where the lines are put down on this machine if the file cannot be written
 
     returns    the file written; it is left alone when it would not change, and an earlier one is kept as `….bak`
 
@@ -297,7 +299,7 @@ def create_annotations(
     kept = [name for name in names if chosen[name] == earlier.get(name) and chosen[name] != prompt.strip()]
     if kept:
         say(f"kept {len(kept)} captions that are there already")
-    OwnFile(target, say).write("".join(f"{name}\t{caption}\n" for name, caption in chosen.items()))
+    OwnFile(target, say, spare).write("".join(f"{name}\t{caption}\n" for name, caption in chosen.items()))
     return target
 
 

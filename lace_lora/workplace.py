@@ -82,6 +82,8 @@ class Workplace:
             if self.is_apart:
                 try:
                     self.delivery.check_there()
+                    if size_of(self.kept.request) is None:  # a folder with nothing but a lock would be another sheet's
+                        self.hand_over([self.folder.request])
                     stack.enter_context(lock.lock(self.kept.root, say, **waits))
                 except (OSError, LaceError) as error:
                     if isinstance(error, LaceError) and not isinstance(error.__cause__, OSError):

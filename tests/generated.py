@@ -66,6 +66,7 @@ LEVELS = {
     "captioners": 4,
     "listing": 4,
     "local_copies": 4,
+    "own_folders": 5,
     "check_report": 4,
     "tensor_files": 4,
     "delivery": 4,
