@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from lace_lora import demo, presets
+from lace_lora import demo, own_folders, presets
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.families import folders
@@ -132,7 +132,8 @@ class Plan:
 def prepare(config: Config, machine: Machine | None = None, say: Callable[[str], None] = print) -> Plan:
     """Settle a run: apply the preset, draw the demo's pictures where the demo wants them, count pictures, plan.
 
-    Raises PicturesError or SettingsError where the folder or a setting cannot be used.
+    Raises PicturesError or SettingsError where the folder or a setting cannot be used; and the errors of
+    own_folders.make, which makes missing folders where that is wanted.
     """
     machine = machine or Machine.here(config.drive_mount_path, config.lora_output_dir)
     settled = presets.settle(config, machine)
@@ -146,6 +147,7 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         drawn = write_lace_folder(Path(settings.images_dir))
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
+    own_folders.make(settings, say)
     return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)))
 
 

@@ -18,7 +18,7 @@ from lace_lora import __version__, batch_command, config_text, options
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
-from lace_lora.errors import LaceError, SettingsError
+from lace_lora.errors import LaceError, MachineError, SettingsError
 
 if TYPE_CHECKING:
     from lace_lora.estimate import Plan
@@ -202,6 +202,8 @@ def generate(config: Config) -> None:
     _open(config)
     designs = room.run(config, say=_say)
     print(f"{len(designs)} designs in {designs.folder.root}" if designs else "no designs yet")
+    if designs.owed:
+        raise MachineError(f"Not all of the designs are on Drive; they are in {designs.folder.root}: see above.")
     if not designs.is_complete:
         raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
 

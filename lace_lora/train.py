@@ -18,6 +18,7 @@ from lace_lora import (
     launch,
     mirror,
     outcome,
+    own_folders,
     processes,
     samples,
     schedule,
@@ -171,7 +172,9 @@ def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate
     if processes_started > 1 and config.num_processes == "auto":
         config = config.model_copy(update={"num_processes": processes_started})
     plan = estimate.prepare(config, say=say)
-    folder = RunFolder.of(plan.config).create()
+    folder = RunFolder.of(plan.config)
+    own_folders.check_drive("lora_output_dir", folder.root.parent, plan.config.drive_mount_path)
+    folder.create()
     settings, kept = journal.settle(config, plan.config, folder)
     if kept:
         plan = estimate.again(plan, settings, config.gradient_checkpointing)
