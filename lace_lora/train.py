@@ -101,6 +101,10 @@ def _run_here(
     settings, folder = plan.config, drive.local
     dtype, device = stages.DTYPES[plan.precision], together.device
 
+    # Refuse: what cannot fit, before anything is written, loaded or fetched. A finished run needs no memory.
+    if not (adapters.is_whole(folder) and adapters.load(folder.root).is_complete):
+        estimate.check_fits(plan)
+
     # Check: pictures and captions, and what is in the run's folder already.
     for line in folders.fetch_notice(settings.pretrained_model):
         say(line)
