@@ -18,6 +18,7 @@ import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,6 +38,8 @@ GIB = 1024**3
 TOKENS = 77
 TARGETS = ("attention", "attention+ff", "attention+ff+conv", "up_blocks")
 MODES = ("none", "transformers", "full")
+WAYS = ("encode", "decode")  # through the VAE
+SHAPE = ("block_out_channels", "cross_attention_dim", "layers_per_block", "transformer_layers_per_block")
 RANKS = (8, 24)
 SIDES = (32, 64, 128)  # latent cells; multiples of 8, so that every halving is exact
 DTYPE = torch.bfloat16  # all bytes are those of half precision; of fp32 they are twice as many
@@ -339,28 +342,21 @@ def training(what: Architecture, targets: str, mode: str) -> dict[str, Any]:
 
 def counted(what: Architecture, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The whole table of coefficients of a model; lace_lora/coefficients.py says what they mean."""
-    unet, refiner, vae = unet_of(what.unet), unet_of(what.refiner), vae_of(what.vae)
-    table: dict[str, Any] = {
-        "shape": {name: what.unet[name] for name in ("block_out_channels", "cross_attention_dim", "layers_per_block",
-                                                    "transformer_layers_per_block")},
-        "unet": _weights(unet) | _of_size(unet, lambda height, width: unet_pass(unet, height, width, what.pooled)),
-        "refiner": _weights(refiner) | _of_size(refiner, lambda height, width: unet_pass(refiner, height, width, what.pooled)),
-        "vae": _weights(vae)
-        | {way: _of_size(vae, lambda height, width, way=way: vae_pass(vae, way, height, width)) for way in WAYS},  # type: ignore[misc]
-        "text": [_text(config, number == 1) for number, config in enumerate(what.text)],
-        "training": {},
-    }  # fmt: skip
+    table: dict[str, Any] = {"shape": {name: what.unet[name] for name in SHAPE}}
+    for name, config in (("unet", what.unet), ("refiner", what.refiner)):
+        unet = unet_of(config)
+        table[name] = _weights(unet) | _of_size(unet, partial(unet_pass, unet, pooled=what.pooled))
+    vae = vae_of(what.vae)
+    table["vae"] = _weights(vae) | {way: _of_size(vae, partial(vae_pass, vae, way)) for way in WAYS}
+    table["text"] = [_text(config, number == 1) for number, config in enumerate(what.text)]
+    table["training"] = {}
     for targets in TARGETS:
-        of_mode = {}
+        parameters = unet_with_lora(what.unet, targets, "none", RANKS[0])[1]
+        table["training"][targets] = {"parameters_a_rank": parameters // RANKS[0]}
         for mode in MODES:
             say(f"{targets}, checkpointing {mode}")
-            of_mode[mode] = training(what, targets, mode)
-        parameters = unet_with_lora(what.unet, targets, "none", RANKS[0])[1]
-        table["training"][targets] = {"parameters_a_rank": parameters // RANKS[0]} | of_mode
+            table["training"][targets][mode] = training(what, targets, mode)
     return table
-
-
-WAYS = ("encode", "decode")
 
 
 def _weights(module: Any) -> dict[str, int]:

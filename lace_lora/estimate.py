@@ -215,7 +215,11 @@ class _Choosing:
     def _resolution(self) -> tuple[int, str]:
         """The model's own side, or the next smaller one that fits with all that saves memory."""
         for side in (self.native_px, *(side for side in SIDES if side < self.native_px)):
-            if self.config.resolution != "auto" or not self.model.is_counted or any(self._fitting(resolution=side)):
+            if (
+                self.config.resolution != "auto"
+                or not self.model.is_counted
+                or self._fitting(fitting.TRAINING, resolution=side)
+            ):
                 break
         else:
             side = self.native_px
@@ -244,13 +248,17 @@ class _Choosing:
         least = max(PICTURES_AN_UPDATE // int(self.config.train_batch_size), int(self.config.num_processes), 1)
         self._choose("gradient_accumulation_steps", least, "four pictures an update make its direction steady")
 
-    def _fitting(self, **changes: object) -> list[tuple[str, str]]:
-        """Quantization and checkpointing that fit, in the order in which they cost time."""
+    def _fitting(self, stages: tuple[str, ...] = ("train",), **changes: object) -> list[tuple[str, str]]:
+        """Quantization and checkpointing with which stages fit, in the order in which they cost time."""
         config = self.config
-        ways = [(kind, mode) for kind in ("none", "nf4") for mode in fitting.MODES
-                if config.quantization in ("auto", kind) and config.gradient_checkpointing in ("auto", mode)]  # fmt: skip
-        return [way for way in ways if fitting.has_room(
-            self.job(quantization=way[0], gradient_checkpointing=way[1], **changes))]  # fmt: skip
+        kinds = [kind for kind in ("none", "nf4") if config.quantization in ("auto", kind)]
+        modes = [mode for mode in fitting.MODES if config.gradient_checkpointing in ("auto", mode)]
+        return [
+            (kind, mode)
+            for kind in kinds
+            for mode in modes
+            if fitting.has_room(self.job(quantization=kind, gradient_checkpointing=mode, **changes), stages)
+        ]
 
     def _memory(self) -> list[tuple[str, str, str]]:
         """The fastest that fits on this machine; where nothing does, what needs least."""

@@ -1,4 +1,4 @@
-"""The command `plan`: one plan as a page and a table, as JSON, or several presets side by side, also for another GPU."""
+"""The command `plan`: a page and a table, JSON, or several presets side by side, for this machine or another GPU."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -40,9 +40,18 @@ def run(
         plans = compared(config, names, chosen)
         text = {name: plan.as_json() for name, plan in plans.items()}
         say(json.dumps(text, indent=1) if as_json else side_by_side(plans))
+        fixed = sorted({name for preset in names for name in _settings_of(preset)} & config.given - {"preset"})
+        if fixed and not as_json:
+            say(f"Set by you, so by no preset: {', '.join(fixed)}.")
         return
     plan = elsewhere(config, chosen) if chosen else here()
     say(json.dumps(plan.as_json(), indent=1) if as_json else f"{plan}\n\n{plan.table()}" if plan.stages else str(plan))
+
+
+def _settings_of(preset: str) -> set[str]:
+    from lace_lora import presets
+
+    return set() if preset in ("auto", "none") else set(presets.read(preset).settings)
 
 
 def compared(config: Config, names: Sequence[str], gpu: str | None) -> dict[str, "Plan"]:

@@ -187,7 +187,7 @@ class Plan:
             minutes = self.download_gb * 1024 / rate / 60
             rows.append(("download", f"{self.download_gb:.1f} GB once, {time(minutes)} at {rate} MB a second"))
         if self.elsewhere:
-            rows.append(("training", f"{'; '.join(map(str, self.elsewhere))} (estimated, {costs.as_of()})"))
+            rows.append(("elsewhere", f"training {'; '.join(map(str, self.elsewhere))} (estimated, {costs.as_of()})"))
         return rows
 
     def _gpu_words(self) -> str:
@@ -215,9 +215,10 @@ class Plan:
         known = "measured" if speed and speed.is_measured else "estimated"
         drawing = sum(one.minutes or 0 for one in self.stages if one.name in ("generate", "refine", "decode"))
         before = self.total_minutes - self.minutes - drawing
+        price = f"; all of it {self.prices[0]}" if self.prices and self.machine.is_colab else ""
         return (
             f"about {time(self.minutes)} to train ({known}), {time(before)} before and beside it, "
-            f"{time(drawing)} for {self.config.num_images} designs"
+            f"{time(drawing)} for {self.config.num_images} designs{price}"
         )
 
     def _reasons(self) -> list[str]:

@@ -322,8 +322,8 @@ def _stage(
     has_gpu = job.machine.gpu_name is not None
     held = weights + adapter + optimizer + activations
     encoded = encoded_bytes(job) if name in ("encode pictures", "encode captions", "train", "sample") else 0.0
-    # On a GPU each part of a model passes through the computer's memory in half precision, one after the other.
-    passing = max(_largest_part(job, name), 0.0) if has_gpu else held
+    # Each part of a model passes whole through the computer's memory, one after the other; also one that ends in 4 bits.
+    passing = _largest_part(job, name) if has_gpu else max(held, _largest_part(job, name))
     return Stage(
         name, tflop, seconds, weights / GIB, activations / GIB, adapter / GIB, optimizer / GIB,
         CUDA_GIB if has_gpu else 0.0, PROGRAM_GIB[job.machine.device] + (passing + encoded) / GIB, disk / GIB,
