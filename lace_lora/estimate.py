@@ -214,15 +214,10 @@ class _Choosing:
 
     def _resolution(self) -> tuple[int, str]:
         """The model's own side, or the next smaller one that fits with all that saves memory."""
-        for side in (self.native_px, *(side for side in SIDES if side < self.native_px)):
-            if (
-                self.config.resolution != "auto"
-                or not self.model.is_counted
-                or self._fitting(fitting.TRAINING, resolution=side)
-            ):
-                break
-        else:
-            side = self.native_px
+        is_free = self.config.resolution == "auto" and self.model.is_counted
+        sides = [self.native_px, *(side for side in SIDES if side < self.native_px and is_free)]
+        fitting_ones = (side for side in sides if self._fitting(fitting.TRAINING, resolution=side))
+        side = next(fitting_ones, self.native_px) if is_free else self.native_px
         if side == self.native_px:
             return side, "the size that the base model was trained at"
         return side, f"{self.native_px} px, at which the base model was trained, would not fit"

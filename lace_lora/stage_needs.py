@@ -322,7 +322,7 @@ def _stage(
     has_gpu = job.machine.gpu_name is not None
     held = weights + adapter + optimizer + activations
     encoded = encoded_bytes(job) if name in ("encode pictures", "encode captions", "train", "sample") else 0.0
-    # Each part of a model passes whole through the computer's memory, one after the other; also one that ends in 4 bits.
+    # Each part of a model passes whole through the computer's memory, one after the other, in 4 bits later or not.
     passing = _largest_part(job, name) if has_gpu else max(held, _largest_part(job, name))
     return Stage(
         name, tflop, seconds, weights / GIB, activations / GIB, adapter / GIB, optimizer / GIB,

@@ -167,7 +167,7 @@ def _apart(
 
 
 def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate.Plan, RunFolder, list[str]]:
-    """The plan for what really runs, the run's folder, and the plan in lines. Raises MachineError for what cannot fit."""
+    """The plan for what really runs, the run's folder, and the plan in lines; MachineError where it cannot fit."""
     if processes_started > 1 and config.num_processes == "auto":
         config = config.model_copy(update={"num_processes": processes_started})
     plan = estimate.prepare(config, say=say)
