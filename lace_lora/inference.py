@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import finishing, presets, production, sheet, stages, stopping, wanted
+from lace_lora import estimate, finishing, presets, production, sheet, stages, stopping, wanted
 from lace_lora import order as orders
 from lace_lora.batches import batch_size, in_batches, texts_of
 from lace_lora.config import Config
@@ -65,6 +65,7 @@ def run(
     settled = presets.settle(config, machine)
     if settled.banner:
         say(settled.banner)
+    estimate.check_drawing(settled.config, machine)
     own_shelf = Shelf.of(machine, say) if shelf is None else None
     order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
     stop, lacked = stopping.Stop(), False

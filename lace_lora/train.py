@@ -168,7 +168,7 @@ def _apart(
 
 
 def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate.Plan, RunFolder, list[str]]:
-    """The plan for what really runs, the run's folder, and the plan in lines."""
+    """The plan for what really runs, the run's folder, and the plan in lines; MachineError where it cannot fit."""
     if processes_started > 1 and config.num_processes == "auto":
         config = config.model_copy(update={"num_processes": processes_started})
     plan = estimate.prepare(config, say=say)
@@ -178,6 +178,9 @@ def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate
     settings, kept = journal.settle(config, plan.config, folder)
     if kept:
         plan = estimate.again(plan, settings, config.gradient_checkpointing)
+    # Refused before anything of the run is written, loaded or fetched; a finished one needs no memory any more.
+    if not (adapters.is_whole(folder) and adapters.load(folder.root).is_complete):
+        estimate.check_fits(plan)
     banner = [plan.banner] if plan.banner else []
     return plan, folder, [*banner, str(plan), *kept]
 
