@@ -217,7 +217,7 @@ class Plan:
         before = self.total_minutes - self.minutes - drawing
         price = f"; all of it {self.prices[0]}" if self.prices and self.machine.is_colab else ""
         return (
-            f"about {time(self.minutes)} to train ({known}), {time(before)} before and beside it, "
+            f"{_about(self.minutes)} to train ({known}), {time(before)} before and beside it, "
             f"{time(drawing)} for {self.config.num_images} designs{price}"
         )
 
@@ -242,6 +242,10 @@ def time(minutes: float) -> str:
     if minutes < 0.75:
         return "under 1 min"
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _about(minutes: float) -> str:
+    return time(minutes) if minutes < 0.75 else f"about {time(minutes)}"
 
 
 def side_by_side(plans: dict[str, Plan]) -> str:

@@ -131,7 +131,7 @@ CHECKED = {
     "03_train.ipynb": r"step 6/6  loss \d\.\d(.|\n)*rank, alpha +16, 16 \(\d+ layers",
     "04_generate.ipynb": r"refined_output_003.png  seed 3 (.|\n)*crispness: 0\.\d\d\d unrefined, 0\.\d\d\d refined",
     EXPLORATION: r"8 pieces in 120 photographs of 120(.|\n)*the least typical: lace_094.jpg",
-    "05_evaluate.ipynb": r"LoRA's distance from your photographs +-?\d\.\d\d(.|\n)*9 pictures, 0 of them copies",
+    "05_evaluate.ipynb": r"LoRA's distance from your photographs +-?\d\.\d\d(.|\n)*13 pictures, 0 of them copies",
 }
 
 
