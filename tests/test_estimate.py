@@ -222,14 +222,14 @@ def test_both_memories_count():
 
 def test_a_refusal_names_three_changes_each_of_which_fits():
     """D10, P29: every one is planned again with the settings that it names."""
-    found = planned(T4, train_batch_size=4, gradient_checkpointing="none", quantization="none")
+    heavy = {"train_batch_size": 4, "gradient_checkpointing": "none", "quantization": "none", "sample_every": 0}
+    found = planned(T4, **heavy)
     words = estimate.refusal(found)
     listed = re.findall(r"^  \d\. (.+?) \(.*would fit: ([\d.]+) of 14\.7 GB$", words, re.M)
     assert len(listed) == 3 and "must_fit false" in words
     for told, gib in listed:
         changed = dict(part.rsplit(" ", 1) for part in told.split(" and "))
-        again = planned(T4, **({"train_batch_size": 4, "gradient_checkpointing": "none", "quantization": "none"}
-                               | changed))  # fmt: skip
+        again = planned(T4, **heavy | changed)
         assert again.fits and again.vram_gb == pytest.approx(float(gib), abs=0.05), told
     # The mildest first: the same updates, one picture at a time.
     assert listed[0][0] == "train_batch_size 1 and gradient_accumulation_steps 16"
