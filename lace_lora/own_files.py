@@ -21,7 +21,8 @@ Say = Callable[[str], None]
 
 _WRITABLE = "Make its folder writable, or copy the pictures to a folder that is."
 _ROOM, _MOUNT = "Make room there, in Drive also in its bin, and try again.", "Mount Drive again and try again."
-_ADVICE = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.ENOTCONN: _MOUNT, errno.EIO: _MOUNT, errno.ESTALE: _MOUNT}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = dict.fromkeys(_FULL, _ROOM) | {errno.ENOTCONN: _MOUNT, errno.EIO: _MOUNT, errno.ESTALE: _MOUNT}
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def writable(file: Path) -> Iterator[None]:
         yield
     except (OSError, RunError, MachineError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        reason = getattr(cause, "strerror", None) or error
-        advice = _ADVICE.get(getattr(cause, "errno", None) or 0, _WRITABLE)
+        number = getattr(cause, "errno", None) or 0
+        reason = "the disk is full" if number in _FULL else getattr(cause, "strerror", None) or error
+        advice = _ADVICE.get(number, _WRITABLE)
         raise PicturesError(f"Cannot write {printable(file)} ({reason}). {advice}") from error

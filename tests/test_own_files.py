@@ -51,7 +51,7 @@ def test_where_this_disk_is_full_too_the_first_sentence_stands(drive, tmp_path, 
         raise own_files.MachineError("full") from OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(own_files, "write_bytes", full)
-    with pytest.raises(PicturesError, match=r"^Cannot write .*No space left on device.*try again\.$"):
+    with pytest.raises(PicturesError, match=r"^Cannot write .*the disk is full.*try again\.$"):
         OwnFile(path, spare=tmp_path / "spare").write("text")
 
 
