@@ -340,8 +340,13 @@ def training(what: Architecture, targets: str, mode: str) -> dict[str, Any]:
     return table
 
 
-def counted(what: Architecture, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The whole table of coefficients of a model; lace_lora/coefficients.py says what they mean."""
+def counted(
+    what: Architecture, say: Callable[[str], None] = lambda line: None, kinds: Sequence[str] = TARGETS
+) -> dict[str, Any]:
+    """The table of coefficients of a model; lace_lora/coefficients.py says what they mean.
+
+    kinds  of LoRA that are counted; all, unless time is short
+    """
     table: dict[str, Any] = {"shape": {name: what.unet[name] for name in SHAPE}}
     for name, config in (("unet", what.unet), ("refiner", what.refiner)):
         unet = unet_of(config)
@@ -350,7 +355,7 @@ def counted(what: Architecture, say: Callable[[str], None] = lambda line: None) 
     table["vae"] = _weights(vae) | {way: _of_size(vae, partial(vae_pass, vae, way)) for way in WAYS}
     table["text"] = [_text(config, number == 1) for number, config in enumerate(what.text)]
     table["training"] = {}
-    for targets in TARGETS:
+    for targets in kinds:
         parameters = unet_with_lora(what.unet, targets, "none", RANKS[0])[1]
         table["training"][targets] = {"parameters_a_rank": parameters // RANKS[0]}
         for mode in MODES:

@@ -24,11 +24,11 @@ def on_a_t4(monkeypatch):
 
 def test_training_that_cannot_fit_is_refused_and_leaves_no_run_behind(on_a_t4, lace_folder, tmp_path):
     """D10: with the changes in the sentence, which would else be another run's settings."""
-    asked = config.load(images_dir=str(lace_folder), lora_output_dir=str(tmp_path), **TOO_LARGE)
+    asked = config.load(images_dir=str(lace_folder), lora_output_dir=str(tmp_path / "out"), **TOO_LARGE)
     with pytest.raises(MachineError, match="Training would not fit: ") as refused:
         train.run(asked, say=lambda line: None)
     assert "train_batch_size 1" in str(refused.value) and "must_fit false" in str(refused.value)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
 def test_a_person_who_knows_better_is_heard(on_a_t4, lace_folder, tmp_path):
