@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-slow test-colab test-colab-short test-colab-rest test-torch-free settings check help
+.PHONY: demo test test-slow settings address wheel check help
 help:
 	@sed -n 's/^# //p' Makefile | head -3
 
@@ -33,9 +33,16 @@ test-slow: $(VENV)/.test
 	@echo "== Running the slow tests."
 	$(BIN)/python -m pytest -m slow
 
-# Writes everything that is generated from the declarations of the settings.
-settings: $(VENV)/.base
+# Writes everything that is generated from the declarations: of the settings, and of the address (lace_lora/address.py).
+settings address: $(VENV)/.test
 	$(BIN)/python -m tests.generated
+
+# The package as one file, which notebooks in Colab install from Drive.
+wheel: $(VENV)/bin/python
+	@rm -rf build/lib dist/lace_lora-*.whl
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@echo "== Made $$(ls dist/lace_lora-*.whl). Put it into Google Drive, in the folder lace_lora or at the top (MyDrive)."
+	@echo "   Leave its name as it is. The notebooks find it there, and take the newest if there are several."
 
 $(VENV)/bin/python:
 	@echo "== Making $(VENV)."
@@ -55,55 +62,5 @@ $(VENV)/.test: $(VENV)/.base
 	$(PIP) -e ".[notebooks,training,test]"
 	@touch $@
 
-# -- Colab's own versions: tests/colab/constraints.txt --
-
-COLAB := .venv-colab
-TORCH_FREE := .venv-colab-313
-# Colab's Python. A shim of pyenv stands on the path and cannot run while another version is chosen.
-PYTHON313 ?= $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null || \
-	ls "$$(pyenv root 2>/dev/null)"/versions/3.13*/bin/python 2>/dev/null | tail -1)
-COLAB_PIP := -m pip --disable-pip-version-check install --quiet
-
-test-colab: $(COLAB)/.test
-	@echo "== Running the tests with Colab's versions."
-	$(COLAB)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
-	@$(MAKE) --no-print-directory test-colab-rest
-
-# Files that between them use every interface of diffusers, transformers, peft, pillow, numpy, typer and ipywidgets.
-test-colab-short: $(COLAB)/.test
-	@echo "== Running the tests that touch the libraries, with Colab's versions."
-	$(COLAB)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile @tests/colab/short.txt
-	@$(MAKE) --no-print-directory test-colab-rest
-
-test-colab-rest: $(COLAB)/.test
-	@echo "== Using the forms in classic Notebook 6 with ipywidgets 7."
-	$(COLAB)/bin/python -m pytest -m slow tests/test_browser_classic.py
-	@if [ -n "$(PYTHON313)" ]; then $(MAKE) --no-print-directory test-torch-free; \
-		else echo "== Skipped: no Python 3.13 here for the tests that need no torch (make PYTHON313=/path/to/python3.13)"; fi
-
-# Without an index: a test that would install something must not change what is looked at.
-test-torch-free: $(TORCH_FREE)/.test
-	@echo "== Running the tests that need no torch, on Colab's Python 3.13."
-	PIP_NO_INDEX=1 $(TORCH_FREE)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile @tests/colab/torch_free.txt
-
-$(COLAB)/.test: tests/colab/constraints.txt constraints.txt pyproject.toml
-	@echo "== Making $(COLAB): what Colab has, then Lace LoRA as it is installed there (a minute or two)."
-	@$(PYTHON) -m venv --clear $(COLAB)
-	$(COLAB)/bin/python $(COLAB_PIP) $$(grep '^pip==' $<)
-	$(COLAB)/bin/python $(COLAB_PIP) $$(grep '^torch==' $<)
-	$(COLAB)/bin/python $(COLAB_PIP) -r $<
-	$(COLAB)/bin/python -m tests.colab.versions
-	$(COLAB)/bin/python -m tests.colab.versions constraints > $(COLAB)/constraints.txt
-	$(COLAB)/bin/python $(COLAB_PIP) -c $(COLAB)/constraints.txt -e ".[notebooks,training,test]" playwright
-	$(COLAB)/bin/python -m tests.colab.versions
-	@touch $@
-
-$(TORCH_FREE)/.test: $(COLAB)/.test
-	@echo "== Making $(TORCH_FREE): Python 3.13, no torch."
-	@$(PYTHON313) -m venv --clear $(TORCH_FREE)
-	$(COLAB)/bin/python -m tests.colab.versions torch-free > $(TORCH_FREE)/wanted.txt
-	$(TORCH_FREE)/bin/python $(COLAB_PIP) $$(grep '^pip==' tests/colab/constraints.txt)
-	$(TORCH_FREE)/bin/python $(COLAB_PIP) -c $(COLAB)/constraints.txt -r $(TORCH_FREE)/wanted.txt
-	$(TORCH_FREE)/bin/python $(COLAB_PIP) --no-deps -e .
-	$(TORCH_FREE)/bin/python -m tests.colab.versions
-	@touch $@
+# make test-colab, make test-colab-short: the tests with the versions that Colab has.
+include tests/colab/rules.mk

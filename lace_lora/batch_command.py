@@ -55,11 +55,11 @@ def run_sweep(
     Called again, it does what is missing. Raises SettingsError with all that is wrong before anything runs,
     NotebookError once all are done and some failed, KeyboardInterrupt where it was stopped.
     """
-    from lace_lora import combination, crew, machine, sweep_table
+    from lace_lora import batch, combination, crew, machine, sweep_table
     from lace_lora import sweep as room
 
     read = room.read(path, shared, verbs, None if verbs else _taken())
-    _make(output)
+    batch.make_folder(output)
     tasks = [combination.Task(one.name, one.settings, read.verbs, output / one.name) for one in read.combinations]
     print(f"{len(tasks)} combinations of {', '.join(read.varying)}", flush=True)
     records = [combination.Record.read(task) for task in tasks]
@@ -100,15 +100,6 @@ def _gpus(count: int) -> list[str]:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotebookError(
-            f"The folder {folder} cannot be made ({error.strerror}). Choose another --output."
-        ) from error
 
 
 def _say(line: str) -> None:

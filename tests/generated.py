@@ -1,11 +1,12 @@
-"""What the documents take from the code, and the command that writes it there: `make settings`."""
+"""What the documents and the notebooks take from the code, and the command that writes it there: `make settings`."""
 
 import ast
 import re
 import subprocess
 from pathlib import Path
 
-from lace_lora import config_text, options, presets
+from lace_lora import address, config_text, options, presets
+from tests import store_address
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lace_lora"
@@ -14,6 +15,7 @@ PACKAGE = "lace_lora"
 LEVELS = {
     "__init__": 0,
     "errors": 0,
+    "address": 0,
     "declarations": 0,
     "file_names": 0,
     "stopping": 0,
@@ -38,7 +40,9 @@ LEVELS = {
     "command_words": 2,
     "captioner_http": 2,
     "run_folder": 2,
+    "colab": 2,
     "presets": 2,
+    "throughput": 2,
     "prompt_files": 2,
     "lock": 2,
     "near_duplicates": 2,
@@ -48,6 +52,7 @@ LEVELS = {
     "pictures": 2,
     "preprocessing": 2,
     "families": 3,
+    "costs": 3,
     "cloth": 3,
     "page": 4,
     "stars": 3,
@@ -58,7 +63,10 @@ LEVELS = {
     "schedule": 3,
     "copying": 3,
     "contents": 3,
-    "copies": 4,
+    "defaults": 3,
+    "copy_check": 4,
+    "copies": 5,
+    "copy_pages": 6,
     "annotations": 3,
     "annotations_file": 4,
     "survey": 3,
@@ -66,10 +74,14 @@ LEVELS = {
     "captioners": 4,
     "listing": 4,
     "local_copies": 4,
+    "own_folders": 5,
     "check_report": 4,
     "tensor_files": 4,
-    "mirror": 4,
+    "delivery": 4,
+    "mirror": 5,
+    "workplace": 5,
     "lean": 4,
+    "coefficients": 4,
     "cuts": 4,
     "batches": 4,
     "between_stages": 4,
@@ -90,12 +102,16 @@ LEVELS = {
     "sampling": 4,
     "shelf": 4,
     "data_utils": 5,
+    "stage_needs": 5,
+    "fitting": 6,
+    "plans": 7,
+    "estimate": 8,
     "suggest": 5,
     "caption_lint": 5,
     "cache_file": 5,
     "adapter": 5,
     "quantize": 5,
-    "sheet": 5,
+    "sheet": 6,
     "embedders": 5,
     "inception": 6,
     "blind": 5,
@@ -105,7 +121,6 @@ LEVELS = {
     "conditions": 5,
     "caption_files": 6,
     "caption_export": 7,
-    "estimate": 6,
     "cache": 6,
     "parts": 6,
     "stages": 6,
@@ -116,6 +131,7 @@ LEVELS = {
     "intervals": 4,
     "style_match": 4,
     "leftovers": 6,
+    "replanning": 7,
     "run_list": 7,
     "annotate": 7,
     "class_pictures": 7,
@@ -130,6 +146,8 @@ LEVELS = {
     "album": 8,
     "check": 8,
     "examples": 8,
+    "charts": 5,
+    "exploring": 9,
     "steps": 8,
     "validation": 8,
     "samples": 8,
@@ -161,14 +179,19 @@ LEVELS = {
     "batch_command": 13,
     "preflight": 11,
     "options": 11,
+    "plan_command": 13,
     "notebook": 12,
     "form_parts": 12,
     "swatch_form": 13,
     "gallery": 14,
     "design_gallery": 14,
+    "answering": 13,
+    "blind_form": 14,
     "rating_form": 14,
-    "forms": 13,
+    "fields": 13,
+    "forms": 14,
     "progress": 13,
+    "takeaway": 13,
     "main": 17,
 }
 
@@ -240,6 +263,7 @@ BLOCKS = {
     "documentation.md:settings": options.table,
     "documentation.md:presets": presets_table,
     "documentation.md:rooms": rooms_table,
+    "README.md:address": address.readme,
     ".notes/directory_structure.md:files": directory_structure,
 }
 
@@ -253,7 +277,8 @@ def block_in(path: str, block: str) -> str:
 
 
 def write() -> None:
-    """Write config.yaml and every generated block."""
+    """Write config.yaml, the address in the notebooks, and every generated block."""
+    store_address.write()
     (ROOT / "config.yaml").write_text(config_text.shipped_yaml(), encoding="utf-8")
     for name, make in BLOCKS.items():
         path, block = name.split(":")
