@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-slow settings check help
+.PHONY: demo test test-slow settings address wheel check help
 help:
 	@sed -n 's/^# //p' Makefile | head -3
 
@@ -33,9 +33,16 @@ test-slow: $(VENV)/.test
 	@echo "== Running the slow tests."
 	$(BIN)/python -m pytest -m slow
 
-# Writes everything that is generated from the declarations of the settings.
-settings: $(VENV)/.base
+# Writes everything that is generated from the declarations: of the settings, and of the address (lace_lora/address.py).
+settings address: $(VENV)/.test
 	$(BIN)/python -m tests.generated
+
+# The package as one file, which notebooks in Colab install from Drive.
+wheel: $(VENV)/bin/python
+	@rm -rf build/lib dist/lace_lora-*.whl
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@echo "== Made $$(ls dist/lace_lora-*.whl). Put it into Google Drive, in the folder lace_lora or at the top (MyDrive)."
+	@echo "   Leave its name as it is. The notebooks find it there, and take the newest if there are several."
 
 $(VENV)/bin/python:
 	@echo "== Making $(VENV)."

@@ -14,13 +14,14 @@ from typing import Any
 from PIL import Image
 from pydantic import SecretStr
 
+from lace_lora import colab
 from lace_lora.captioner_http import DEFAULT_URL, KEY_NAME, QUESTION, Captioner, http_chat, http_plain
 from lace_lora.config import nearest
 from lace_lora.errors import MachineError, ModelError, SettingsError
 from lace_lora.families import transformers_models
 from lace_lora.families.quiet import quiet
 from lace_lora.image_files import as_rgb
-from lace_lora.machine import Precision, in_colab, is_out_of_memory
+from lace_lora.machine import Precision, is_out_of_memory
 
 __all__ = ["PROVIDERS", "Captioner", "fetch_notice", "find_key", "http_chat", "http_plain", "local", "make"]
 
@@ -81,24 +82,11 @@ def make(
 def find_key() -> SecretStr | None:
     """The key for a caption server from the environment variable LACE_CAPTION_KEY, else from Colab's secrets.
 
-    Raises SettingsError where Colab has that secret but does not let this notebook read it.
+    Raises the errors of colab.secret: where Colab has that secret but does not let this notebook read it.
     """
     if text := os.environ.get(KEY_NAME, "").strip():
         return SecretStr(text)
-    if not in_colab():
-        return None
-    from google.colab import userdata  # only there in Colab
-
-    try:
-        text = (userdata.get(KEY_NAME) or "").strip()
-    except Exception as error:  # errors of its own for: no such secret, no access, and no browser to ask
-        if type(error).__name__ != "NotebookAccessError":
-            return None
-        raise SettingsError(
-            f"Colab has the secret {KEY_NAME}, but this notebook may not read it. Click the key on the left and switch "
-            "on “Notebook access” beside it."
-        ) from None
-    return SecretStr(text) if text else None
+    return colab.secret(KEY_NAME)
 
 
 def local(

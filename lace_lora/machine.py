@@ -10,14 +10,21 @@ from typing import Literal
 
 import psutil
 
-from lace_lora.errors import MachineError
-
 Precision = Literal["fp32", "fp16", "bf16"]
 GIB = 1024**3
 
 CHOOSE_A_GPU = "In Colab: Runtime → Change runtime type → T4 GPU → Save, then run the notebook again from the top."
 
-FREE_SOME_SPACE = "Free some space: SDXL and its refiner take 13 GB."
+FREE_SOME_SPACE = (
+    "Free some space: about {gb:.0f} GB are needed. In Colab: Runtime → Disconnect and delete runtime brings a machine "
+    "with an empty disk."
+)
+LARGER_GPU = (
+    "Too small for SDXL. In Colab: Runtime → Change runtime type → T4 GPU or a larger one → Save; elsewhere, set "
+    "preset demo."
+)
+LEAST_VRAM_GB = 6.0  # SDXL in 4 bits with checkpointing takes 2.7 at 1024 px; drawing in halves takes 4.8 and a picture
+LEAST_DISK_GB = 5.0  # beside models: local copies of the pictures, the cache, checkpoints
 ALLOW_DRIVE = "Run the cells again from the top, and allow access in the window that opens."
 
 
@@ -79,17 +86,23 @@ class Machine:
             return "bf16", f"bf16, because {self.gpu_name} has units for it (capability {self._capability_text})"
         return "fp16", f"fp16, because {self.gpu_name} has no bf16 units (capability {self._capability_text} < 8.0)"
 
-    def reasons(self) -> list[tuple[str, str, bool, str]]:
-        """One row a fact: its name, what was found, whether that is good, and what to do when it is not."""
-        gpu = f"{self.gpu_name}, {self.vram_gb:.1f} GB" if self.gpu_name else "none"
-        drive = "mounted" if self.drive_mounted else "not mounted"
+    def reasons(self, to_fetch_gb: float = 13.0) -> list[tuple[str, str, bool, str]]:
+        """One row a fact: its name, what was found, whether that is good, and what to do when it is not.
+
+        to_fetch_gb  what is still to be downloaded; SDXL and its refiner take 13
+        """
         memory = f"{self.ram_gb:.1f} GB, {self.free_ram_gb:.1f} GB free"
-        rows = [
-            ("GPU", gpu, bool(self.gpu_name), CHOOSE_A_GPU),
+        disk_gb = to_fetch_gb + LEAST_DISK_GB
+        too_full = FREE_SOME_SPACE.format(gb=disk_gb)
+        rows = [("GPU", self.gpu_name or "none", bool(self.gpu_name), CHOOSE_A_GPU)]
+        if self.gpu_name:
+            rows.append(("GPU memory", f"{self.vram_gb:.1f} GB", self.vram_gb >= LEAST_VRAM_GB, LARGER_GPU))
+        rows += [
             ("memory", memory, self.free_ram_gb > 4, "Close other programs or notebooks."),
-            ("disk", f"{self.free_disk_gb:.0f} GB free", self.free_disk_gb > 20, FREE_SOME_SPACE),
+            ("disk", f"{self.free_disk_gb:.0f} GB free", self.free_disk_gb > disk_gb, too_full),
         ]
         if self.is_colab:
+            drive = "mounted" if self.drive_mounted else "not mounted"
             rows.append(("Drive", drive, self.drive_mounted, ALLOW_DRIVE))
         return [(name, found, good, "" if good else advice) for name, found, good, advice in rows]
 
@@ -122,38 +135,6 @@ def models_folder() -> Path:
     """Where base models are kept once they are downloaded, by the environment variables of Hugging Face."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
-
-
-def mount_drive(drive_mount_path: str, readonly: bool = False) -> tuple[Path, str]:
-    """Mount Google Drive where that is possible; return the folder to work in and a sentence about it.
-
-    Outside Colab nothing is mounted: the local folder comes back. Colab asks the person in the browser for consent, so
-    this works from a notebook's own kernel only.
-
-    Raises MachineError with what to do when Colab refuses.
-    """
-    if not in_colab():
-        return Path.cwd(), f"This is not Colab, so no Drive is mounted; files are read and written under {Path.cwd()}."
-    if drive_is_mounted(drive_mount_path):
-        return Path(drive_mount_path), f"Drive is mounted at {drive_mount_path}."
-    from google.colab import drive  # only there in Colab
-
-    try:
-        drive.mount(drive_mount_path, force_remount=False, timeout_ms=120_000, readonly=readonly)
-    except NotImplementedError as error:
-        raise MachineError("This kind of Colab cannot mount Drive. Upload the pictures and set images_dir.") from error
-    except Exception as error:  # ValueError, MessageError and others, each with a text of its own
-        raise MachineError(
-            f"Drive could not be mounted at {drive_mount_path}: {str(error).strip() or type(error).__name__}. "
-            "Run the cell again and allow access in the window that opens; if a folder of that name holds files, "
-            "choose another drive_mount_path."
-        ) from error
-    if not drive_is_mounted(drive_mount_path):
-        raise MachineError(
-            f"Drive says it is mounted at {drive_mount_path}, but it does not answer. "
-            "Runtime → Disconnect and delete runtime, then run the notebook again."
-        )
-    return Path(drive_mount_path), f"Drive is mounted at {drive_mount_path}."
 
 
 def _gpu() -> tuple[str | None, float, tuple[int, int], int]:

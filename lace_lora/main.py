@@ -335,11 +335,11 @@ def settings(
 
 def _open(config: Config) -> Config:
     """Mount Drive where it is wanted, and say on stderr, in a frame, when it is the demo that will run."""
-    from lace_lora import banner, machine, presets
+    from lace_lora import banner, colab, machine, presets
 
     folders = (config.images_dir, config.lora_output_dir)
     if machine.in_colab() and any(Path(folder).is_relative_to(config.drive_mount_path) for folder in folders):
-        print(machine.mount_drive(config.drive_mount_path)[1])
+        print(colab.mount_drive(config.drive_mount_path)[1])
     settled = presets.settle(config, machine.Machine.here(config.drive_mount_path, config.lora_output_dir))
     if settled.banner:
         print(banner.framed(settled.banner), file=sys.stderr)

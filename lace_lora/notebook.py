@@ -14,7 +14,7 @@ import ipywidgets
 from IPython import get_ipython
 from IPython.display import display
 
-from lace_lora import machine
+from lace_lora import colab, machine
 from lace_lora.banner import boxed, framed
 from lace_lora.errors import LaceError
 
@@ -38,8 +38,7 @@ TICK, CROSS = "✓", "✗"
 
 def has_front_end() -> bool:
     """Whether somebody's front-end draws widgets; papermill and nbval run cells that may not ask for input."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))
+    return colab.somebody_is_here()
 
 
 def mount_drive(drive_mount_path: str) -> str:
@@ -51,7 +50,7 @@ def mount_drive(drive_mount_path: str) -> str:
         return "This is not Colab, so there is no Drive to mount: the folders above are taken as they stand."
     if not has_front_end() and not machine.drive_is_mounted(drive_mount_path):
         return f"Nobody is here to allow access to Drive, so it is not mounted at {drive_mount_path}."
-    return machine.mount_drive(drive_mount_path)[1]
+    return colab.mount_drive(drive_mount_path)[1]
 
 
 def settings(**given: Any) -> "Config":
@@ -70,6 +69,14 @@ def settings(**given: Any) -> "Config":
         if any(folder.is_relative_to(asked.drive_mount_path) for folder in folders):
             print(mount_drive(asked.drive_mount_path))
     return config.load(*config.found(asked.drive_mount_path), **given)
+
+
+def run_folder(asked: "Config") -> "RunFolder":
+    """The folder of the run that these settings lead to on this machine."""
+    from lace_lora import presets
+    from lace_lora.run_folder import RunFolder
+
+    return RunFolder.of(presets.settle(asked, machine.Machine.here()).config)
 
 
 class Page:

@@ -1,11 +1,11 @@
 """Progress of long work in a cell: a bar and pictures where a front-end draws widgets, a few plain lines elsewhere.
 
-Hand a fresh one to a verb: `train.run(settings, show=progress.training())`. Widgets are changed in place from the
+Hand a fresh one to a verb: `train.run(settings, show=progress.training(run))`. Widgets are changed in place from the
 cell's own thread: a `display_id` would break nbval, and an update from another thread does not show on Colab.
 """
 
 import html
-import io
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 from IPython.display import display
 
+from lace_lora import checkpoint
 from lace_lora.curves import chart
+from lace_lora.form_parts import picture
 from lace_lora.notebook import has_front_end
+from lace_lora.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from lace_lora.inference import Generation
@@ -25,7 +28,31 @@ LINES = 10  # plain lines in all, however long the work is
 SECONDS_BETWEEN_CHARTS = 2.0  # the whole SVG goes to the browser
 SECONDS_BETWEEN_UPDATES = 0.25  # of the widgets; a browser draws no faster anyway
 THUMBNAIL_PX = 128
+THUMBNAIL_BYTES = 8_000
 THUMBNAILS = 24  # the newest; more would make the page heavy
+MOVES = 50  # that the time left is reckoned from
+
+
+class Pace:
+    """How long one more takes, and the rest: by the clock over the last moves, so that what comes between counts."""
+
+    def __init__(self) -> None:
+        self._moves: deque[tuple[int, float]] = deque(maxlen=MOVES + 1)
+        self._began = perf_counter()
+
+    def move(self, number: int) -> None:
+        """Note that `number` is reached; the first one only starts the clock, since a run may go on in its middle."""
+        self._moves.append((number, perf_counter()))
+
+    def words(self, number: int, total: int) -> str:
+        """Such as "1.9 s each  27 min left"; nothing before there is anything to reckon from."""
+        (first, then), (last, now) = self._moves[0], self._moves[-1]
+        if last == first:
+            return ""
+        each = (now - then) / (last - first)
+        if number == total:
+            return f"{each:.1f} s each  {_duration(perf_counter() - self._began)} in all"
+        return f"{each:.1f} s each  {_duration(each * (total - number))} left"
 
 
 class Bar:
@@ -35,7 +62,7 @@ class Bar:
         self._title = title
         self._prints = prints
         self.is_drawn = has_front_end()
-        self._began = perf_counter()
+        self._pace = Pace()
         self._first: int | None = None
         self._updated = 0.0
         if self.is_drawn:
@@ -49,7 +76,8 @@ class Bar:
         named = {"bar": self._bar, "words": self._words, "chart": self._chart, "pictures": self._pictures}
         for name, widget in named.items():
             widget.add_class(f"lace-progress-{name}")
-        display(ipywidgets.VBox([ipywidgets.HBox([self._bar, self._words]), self._chart, self._pictures]))
+        line = ipywidgets.HBox([self._bar, self._words], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        display(ipywidgets.VBox([line, self._chart, self._pictures]))
 
     def draw_chart(self, svg: str) -> None:
         """Show a chart below the bar, in place of the one before."""
@@ -58,9 +86,10 @@ class Bar:
 
     def move(self, number: int, total: int, words: str) -> None:
         """Go to `number` of `total`; `words` say what is known of it."""
-        if self._first is None:  # a run that goes on starts in the middle, and the first step warms up
-            self._first, self._began = number, perf_counter()
-        line = "  ".join(part for part in (f"{self._title} {number}/{total}", words, self._left(number, total)) if part)
+        self._first = number if self._first is None else self._first
+        self._pace.move(number)
+        pace = self._pace.words(number, total)
+        line = "  ".join(part for part in (f"{self._title} {number}/{total}", words, pace) if part)
         if not self.is_drawn:
             if self._prints and (number in (self._first, total) or number % max(1, round(total / (LINES - 1))) == 0):
                 print(line)
@@ -71,32 +100,42 @@ class Bar:
         self._bar.max, self._bar.value = total, number
         self._words.value = html.escape(line)
 
-    def add(self, picture: bytes, about: str) -> None:
-        """Put a thumbnail (JPEG) with its name behind the others."""
+    def add(self, path: Path, told: str, name: str) -> None:
+        """Put the thumbnail of a picture behind the others.
+
+        told  what it is, for a screen reader
+        name  what stands below it
+        """
         if self.is_drawn:
-            image = ipywidgets.Image(value=picture, format="jpeg", width=THUMBNAIL_PX)
-            image.add_class("lace-thumbnail")
-            # Its name below it: a tooltip on a picture ends in a javascript error in ipywidgets 8.1.
-            tile = ipywidgets.VBox([image, ipywidgets.Label(about)])
+            # HTML, since ipywidgets' own Image has no text for who cannot see it.
+            shown = picture(path, told, THUMBNAIL_PX, THUMBNAIL_BYTES)
+            tile = ipywidgets.HTML(f"{shown}<br><small>{html.escape(name)}</small>")
+            tile.add_class("lace-thumbnail")
+            tile.layout.margin = "0 8px 8px 0"
             self._pictures.children = (*self._pictures.children, tile)[-THUMBNAILS:]
 
-    def _left(self, number: int, total: int) -> str:
-        done = number - (self._first or 0)
-        if done < 1:
-            return ""
-        seconds = (perf_counter() - self._began) / done
-        left = seconds * (total - number)
-        return f"{seconds:.1f} s each  {f'{left / 60:.0f} min' if left >= 90 else f'{left:.0f} s'} left"
 
+def training(run: RunFolder | None = None) -> "Callable[[Step], None]":
+    """What `train.run` calls with every step: number, mean loss, time left, the chart, and new sample pictures.
 
-def training() -> "Callable[[Step], None]":
-    """What `train.run` calls with every step: number, mean loss, time left, the chart, and new sample pictures."""
+    run  of a training that goes on, the chart and the pictures then begin with what was done before
+    """
     bar = Bar("step")
     rows: list[dict[str, Any]] = []
+    shown: set[Path] = set()
     drawn_at = 0.0
+
+    def add(number: int, paths: tuple[Path, ...]) -> None:
+        for path in (path for path in paths if path not in shown):
+            shown.add(path)
+            bar.add(path, f"sample picture after step {number}", f"step {number}")
 
     def show(step: "Step") -> None:
         nonlocal drawn_at
+        if run is not None and not rows:
+            rows.extend(row for row in checkpoint.read_json_lines(run.log) if row.get("step", 0) < step.number)
+            for number, paths in _samples(run, step.number):
+                add(number, paths)
         rows.append({"step": step.number, "loss": step.loss})
         recent = [row["loss"] for row in rows if "loss" in row][-20:]  # single losses jump with their timestep
         bar.move(step.number, step.total, f"loss {sum(recent) / len(recent):.3f}")
@@ -106,8 +145,7 @@ def training() -> "Callable[[Step], None]":
         if bar.is_drawn and (is_due or step.validation or step.number == step.total):
             bar.draw_chart(chart(rows))
             drawn_at = perf_counter()
-        for path in step.samples:
-            bar.add(_jpeg(path), f"step {step.number}")
+        add(step.number, step.samples)
 
     return show
 
@@ -122,22 +160,18 @@ def gallery(total: int) -> "Callable[[Generation], None]":
 
     def show(generation: "Generation") -> None:
         shown.append(generation.index)
-        bar.add(_thumbnail(generation), f"{generation.index}")
+        bar.add(generation.path, f"design {generation.index}: {generation.prompt}", f"{generation.index}")
         bar.move(len(shown), max(total, len(shown)), generation.path.name)
 
     return show
 
 
-def _thumbnail(generation: "Generation") -> bytes:
-    return _jpeg(generation.path)
+def _samples(run: RunFolder, before: int) -> list[tuple[int, tuple[Path, ...]]]:
+    """The sample pictures that a run has of steps before that one."""
+    numbered = {checkpoint.number_in(folder.name): folder for folder in run.samples.glob("step-*")}
+    found = sorted((number, folder) for number, folder in numbered.items() if number is not None and number < before)
+    return [(number, tuple(sorted(folder.glob("*.png")))) for number, folder in found]
 
 
-def _jpeg(path: Path) -> bytes:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

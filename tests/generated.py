@@ -1,11 +1,12 @@
-"""What the documents take from the code, and the command that writes it there: `make settings`."""
+"""What the documents and the notebooks take from the code, and the command that writes it there: `make settings`."""
 
 import ast
 import re
 import subprocess
 from pathlib import Path
 
-from lace_lora import config_text, options, presets
+from lace_lora import address, config_text, options, presets
+from tests import store_address
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lace_lora"
@@ -14,6 +15,7 @@ PACKAGE = "lace_lora"
 LEVELS = {
     "__init__": 0,
     "errors": 0,
+    "address": 0,
     "declarations": 0,
     "file_names": 0,
     "stopping": 0,
@@ -38,6 +40,7 @@ LEVELS = {
     "command_words": 2,
     "captioner_http": 2,
     "run_folder": 2,
+    "colab": 2,
     "presets": 2,
     "prompt_files": 2,
     "lock": 2,
@@ -169,6 +172,7 @@ LEVELS = {
     "rating_form": 14,
     "forms": 13,
     "progress": 13,
+    "takeaway": 13,
     "main": 17,
 }
 
@@ -240,6 +244,7 @@ BLOCKS = {
     "documentation.md:settings": options.table,
     "documentation.md:presets": presets_table,
     "documentation.md:rooms": rooms_table,
+    "README.md:address": address.readme,
     ".notes/directory_structure.md:files": directory_structure,
 }
 
@@ -253,7 +258,8 @@ def block_in(path: str, block: str) -> str:
 
 
 def write() -> None:
-    """Write config.yaml and every generated block."""
+    """Write config.yaml, the address in the notebooks, and every generated block."""
+    store_address.write()
     (ROOT / "config.yaml").write_text(config_text.shipped_yaml(), encoding="utf-8")
     for name, make in BLOCKS.items():
         path, block = name.split(":")

@@ -1,80 +1,13 @@
 """What this computer is, with reasons (L2)."""
 
 import dataclasses
-import inspect
-import sys
-import types
-
-import pytest
 
 from lace_lora import machine
-from lace_lora.errors import MachineError
 from lace_lora.machine import Machine
 
 T4 = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
 L4 = dataclasses.replace(T4, gpu_name="NVIDIA L4", vram_gb=22.0, capability=(8, 9))
 LAPTOP = dataclasses.replace(T4, gpu_name=None, vram_gb=0.0, capability=(0, 0), is_colab=False)
-
-
-# The signature in google.colab's own source of 2026-04-07.
-def colab_mount(mountpoint, force_remount=False, timeout_ms=120000, readonly=False): ...
-
-
-@pytest.fixture
-def colab(monkeypatch):
-    """A google.colab whose drive.mount checks its arguments against the real signature and makes MyDrive appear."""
-    calls = []
-
-    def mount(*args, **kwargs):
-        bound = inspect.signature(colab_mount).bind(*args, **kwargs)
-        calls.append(bound.arguments)
-        (root := bound.arguments["mountpoint"]) and (__import__("pathlib").Path(root) / "MyDrive").mkdir(parents=True)
-
-    google, package, drive = (types.ModuleType(name) for name in ("google", "google.colab", "google.colab.drive"))
-    drive.mount, package.drive, google.colab = mount, drive, package
-    for module in (google, package, drive):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return types.SimpleNamespace(calls=calls, drive=drive)
-
-
-def test_outside_colab_nothing_is_mounted_and_the_local_folder_comes_back(tmp_path, monkeypatch):
-    """L2."""
-    monkeypatch.chdir(tmp_path)
-    folder, sentence = machine.mount_drive("/content/drive")
-    assert folder == tmp_path and "not Colab" in sentence
-
-
-def test_in_colab_drive_is_mounted_once_with_arguments_that_bind_to_the_real_signature(colab, tmp_path):
-    """L2."""
-    root = tmp_path / "drive"
-    for _ in range(2):
-        folder, sentence = machine.mount_drive(str(root))
-    assert folder == root and "is mounted" in sentence
-    assert len(colab.calls) == 1 and colab.calls[0]["mountpoint"] == str(root)
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (ValueError("Mountpoint must not already contain files"), "must not already contain files"),
-        (RuntimeError("credential propagation was unsuccessful"), "allow access in the window"),
-        (NotImplementedError(), "cannot mount Drive. Upload the pictures"),
-    ],
-)
-def test_every_refusal_of_colab_has_its_sentence(colab, tmp_path, error, sentence):
-    def refuse(*args, **kwargs):
-        raise error
-
-    colab.drive.mount = refuse
-    with pytest.raises(MachineError) as caught:
-        machine.mount_drive(str(tmp_path / "drive"))
-    assert sentence in str(caught.value)
-
-
-def test_a_mount_that_returns_but_does_not_answer_is_said(colab, tmp_path):
-    colab.drive.mount = lambda *args, **kwargs: None
-    with pytest.raises(MachineError, match="does not answer"):
-        machine.mount_drive(str(tmp_path / "drive"))
 
 
 def test_bf16_is_chosen_by_capability_and_a_t4_gets_fp16():
@@ -106,10 +39,27 @@ def test_the_disk_is_that_where_models_are_kept_and_drive_needs_only_to_be_mount
     assert machine.models_folder() == tmp_path / ".cache/huggingface" and measured == [tmp_path]
     monkeypatch.setenv("HF_HOME", str(tmp_path / "models"))
     assert machine.models_folder() == tmp_path / "models"
+    free = machine.FREE_SOME_SPACE.format(gb=18)
     rows = {name: row for name, *row in dataclasses.replace(T4, free_disk_gb=9.0, drive_mounted=False).reasons()}
-    assert rows["disk"] == ["9 GB free", False, "Free some space: SDXL and its refiner take 13 GB."]
+    assert rows["disk"] == ["9 GB free", False, free]
     assert rows["Drive"] == [
         "not mounted",
         False,
         "Run the cells again from the top, and allow access in the window that opens.",
     ]
+
+
+def test_the_disk_has_to_hold_what_is_still_to_be_fetched_and_a_little_more():
+    """L2: on a machine that has the models already, little is enough."""
+    nearly_full = dataclasses.replace(T4, free_disk_gb=9.0)
+    rows = {name: (good, advice) for name, _, good, advice in nearly_full.reasons(to_fetch_gb=0)}
+    assert rows["disk"] == (True, "")
+    good, advice = {name: row for name, _, *row in nearly_full.reasons(to_fetch_gb=14)}["disk"]
+    assert not good and advice.startswith("Free some space: about 19 GB are needed. In Colab:")
+
+
+def test_a_gpu_with_little_memory_is_told_from_none():
+    """L2."""
+    small = {name: row for name, *row in dataclasses.replace(T4, vram_gb=4.0).reasons()}
+    assert small["GPU"][1] and small["GPU memory"][:2] == ["4.0 GB", False] and "T4 GPU" in small["GPU memory"][2]
+    assert "GPU memory" not in {row[0] for row in LAPTOP.reasons()}

@@ -1,10 +1,7 @@
 """The notebooks as files (short cells, plain words, outputs that can be compared), and the stop button in a kernel."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
 import time
 
 import nbformat
@@ -12,7 +9,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbval.plugin import get_sanitize_patterns
 
-from lace_lora import batch, install
+from lace_lora import batch
 from lace_lora.config import Config
 from tests.generated import ROOT
 
@@ -56,9 +53,9 @@ def test_it_is_a_valid_notebook_with_an_id_for_each_cell(name):
 
 @every_notebook
 def test_it_begins_with_its_badge_and_a_title(name):
-    """The address of the badge is declared once, in install.py; a badge that differs is mended by hand."""
+    """The badge itself is written from address.py; see test_address."""
     first = BOOKS[name].cells[0].source.splitlines()
-    assert first[0] == install.badge(name)
+    assert first[0].startswith("[![Open in Colab]")
     assert first[2].startswith(f"# {int(name[:2])} · ")
 
 
@@ -106,38 +103,6 @@ def test_parameters_are_settings_and_plain_literals(name):
     later = "\n".join(cell.source for cell in code_of(BOOKS[name])[2:])
     for parameter in batch.parameters_of(ROOT / "notebooks" / name):
         assert f"{parameter}={parameter}" in later, f"{parameter} has no effect"
-
-
-def test_the_install_cell_is_the_same_everywhere_and_never_upgrades():
-    (cell,) = {code_of(book)[0].source for book in BOOKS.values()}
-    assert "--no-deps" in cell
-    # A package that is too old is then a sentence, here already, and not a traceback.
-    assert cell.index("notebook.open_page()") < cell.index("install.missing()")
-    assert not re.search(r"-U\b|--upgrade|--force|torch", cell)
-
-
-@pytest.mark.parametrize("place", ["checkout", "notebooks"])
-def test_the_install_cell_finds_the_checkout_it_lies_in(place, tmp_path):
-    """With no package installed: `python -S` sees none, so the cell's own last line is put off."""
-    above, _, _ = code_of(BOOKS["01_set_up.ipynb"])[0].source.rpartition("\n")
-    cell = f"{above}\nimport lace_lora; print(lace_lora.__file__)"
-    folder = ROOT / "notebooks" if place == "notebooks" else ROOT
-    done = subprocess.run([sys.executable, "-S", "-c", cell], cwd=folder, capture_output=True, text=True)
-    assert done.stdout.strip() == str(ROOT / "lace_lora" / "__init__.py"), done.stderr
-    done = subprocess.run([sys.executable, "-S", "-c", cell], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("Copy the file lace_lora-….whl to the top of your Drive")
-
-
-def test_of_two_wheels_in_drive_the_later_one_is_installed(tmp_path):
-    """By its time: as names, 0.10 comes before 0.9."""
-    above, _, _ = code_of(BOOKS["01_set_up.ipynb"])[0].source.rpartition("\n")
-    for age, name in enumerate(["lace_lora-0.10-py3.whl", "lace_lora-0.9-py3.whl"]):
-        (tmp_path / name).write_text("no wheel")
-        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    cell = above.replace("/content/drive/MyDrive", str(tmp_path))
-    done = subprocess.run([sys.executable, "-S", "-c", cell], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "Copy lace_lora-0.10-py3.whl to your Drive again, as a whole."
 
 
 @every_notebook

@@ -1,0 +1,88 @@
+"""What a run gives to take away: the LoRA for other programs, the report, the designs; each with a button in Colab."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ipywidgets
+from IPython.display import display
+
+from lace_lora import colab, form_parts, machine
+from lace_lora.notebook import has_front_end
+from lace_lora.run_folder import RunFolder
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A file to take away, and what it is for."""
+
+    path: Path
+    purpose: str
+
+    def __str__(self) -> str:
+        return f"{self.purpose}: {self.path} ({_size(self.path)})"
+
+
+def things(run: RunFolder) -> list[Thing]:
+    """What there is of a run, the LoRA first, then the report and the sheets of designs, the newest last."""
+    found = [
+        Thing(run.adapter_for_tools, "the LoRA for ComfyUI, A1111 and the like"),
+        Thing(run.adapter_weights, "the same LoRA for diffusers"),
+        Thing(run.concept_token, "its concept token, to be loaded beside it as an embedding"),
+        Thing(run.report, "the report, one page that needs nothing else"),
+    ]
+    sheets = sorted((run.sheet(path.parent.name).zip for path in run.sheets.glob("*/request.json")), key=_made_at)
+    found += [Thing(path, f"the designs of {path.parent.name}, with masks and outlines where there are any") for path in sheets]
+    return [thing for thing in found if thing.path.is_file()]
+
+
+class TakeAway:
+    """The list, with buttons where a person sits at Colab; as lines elsewhere."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._things = things(run)
+        self.said = ipywidgets.HTML()
+        self.said.add_class("lace-take-away-said")
+        rows = [self._row(thing) for thing in self._things]
+        self.widget = ipywidgets.VBox([*rows, self._into_drive(), self.said])
+        self.widget.add_class("lace-take-away")
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self._things)) or "There is nothing to take away yet: train first with 03_train.ipynb."
+
+    def _ipython_display_(self) -> None:
+        if self._things and machine.in_colab() and has_front_end():
+            display(self.widget)
+        else:
+            print(repr(self))
+
+    def _row(self, thing: Thing) -> ipywidgets.Widget:
+        press = form_parts.button(f"Download {thing.path.name}", "lace-take-away-download")
+        press.on_click(lambda _: self._do(lambda: colab.download(thing.path)))
+        words = ipywidgets.HTML(html.escape(f"{thing.purpose} ({_size(thing.path)})"))
+        return ipywidgets.HBox([press, words], layout=ipywidgets.Layout(flex_flow="row wrap"))
+
+    def _into_drive(self) -> ipywidgets.Widget:
+        press = form_parts.button("Wait until everything is in Drive", "lace-take-away-flush")
+        press.tooltip = "the last thing to do before you close Colab; afterwards Drive is let go of"
+        press.on_click(lambda _: self._do(colab.flush_and_unmount))
+        return press
+
+    def _do(self, what: Callable[[], str]) -> None:
+        with form_parts.telling(self._say):
+            self._say(what())
+
+    def _say(self, text: str, is_wrong: bool = False) -> None:
+        self.said.value = form_parts.message(text, is_wrong)
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / MB:.1f} MB" if size >= MB / 10 else f"{size / 1000:.0f} kB"
+
+
+def _made_at(path: Path) -> float:
+    return path.stat().st_mtime if path.is_file() else 0.0

@@ -1,0 +1,73 @@
+"""What a run gives to take away: listed with its purpose, downloaded in Colab by a button (L6, P25)."""
+
+import os
+
+import pytest
+
+from lace_lora import takeaway
+from lace_lora.errors import MachineError
+from lace_lora.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a LoRA, a report and two sheets, of which the second is packed."""
+    found = RunFolder(tmp_path / "lace")
+    for path in (found.adapter_for_tools, found.adapter_weights, found.report, found.sheet("a").request):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 250_000)
+    for number, name in enumerate(("old", "again")):
+        found.sheet(name).root.mkdir(parents=True)
+        found.sheet(name).request.write_text("{}")
+        found.sheet(name).zip.write_bytes(b"z" * 900)
+        os.utime(found.sheet(name).zip, (number, number))
+    return found
+
+
+def test_what_is_there_is_listed_with_what_it_is_for(run):
+    """L6, P25: the newest sheet last; a sheet that is not packed yet and a token that was not learnt are not listed."""
+    listed = repr(takeaway.TakeAway(run)).splitlines()
+    assert [line.split(": ")[1].split(" (")[0] for line in listed] == [
+        str(path)
+        for path in (run.adapter_for_tools, run.adapter_weights, run.report, run.sheet("old").zip, run.sheet("again").zip)
+    ]
+    assert listed[0].startswith("the LoRA for ComfyUI, A1111 and the like: ") and listed[0].endswith("(0.2 MB)")
+    assert listed[-1].endswith("(1 kB)")
+
+
+def test_without_a_run_it_says_what_to_do(tmp_path):
+    """L20."""
+    assert "train first with 03_train.ipynb" in repr(takeaway.TakeAway(RunFolder(tmp_path / "none")))
+
+
+def test_in_colab_each_has_a_button_and_a_refusal_is_a_sentence(run, monkeypatch):
+    """L2: elsewhere the list is printed; nothing is downloaded unasked."""
+    asked, shown = [], []
+
+    def download(path):
+        asked.append(path)
+        if path == run.report:
+            raise MachineError("The browser did not take it.")
+        return f"Your browser downloads {path.name}."
+
+    monkeypatch.setattr(takeaway.colab, "download", download)
+    monkeypatch.setattr(takeaway.colab, "flush_and_unmount", lambda: "Everything is in Drive now.")
+    monkeypatch.setattr(takeaway.machine, "in_colab", lambda: True)
+    monkeypatch.setattr(takeaway, "has_front_end", lambda: True)
+    monkeypatch.setattr(takeaway, "display", shown.append)
+    form = takeaway.TakeAway(run)
+    form._ipython_display_()
+    *rows, flush, said = shown[0].children
+    assert len(rows) == 5 and not asked
+    rows[0].children[0].click()
+    assert asked == [run.adapter_for_tools] and "Your browser downloads lace.safetensors." in said.value
+    rows[2].children[0].click()
+    assert "role='alert'" in said.value and "did not take it" in said.value
+    flush.click()
+    assert "Everything is in Drive now." in said.value
+
+
+def test_elsewhere_it_is_a_list(run, capsys):
+    """L2."""
+    takeaway.TakeAway(run)._ipython_display_()
+    assert capsys.readouterr().out.count("\n") == 5
