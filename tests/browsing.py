@@ -60,6 +60,8 @@ TOO_WIDE = """all => all.flatMap(output => {
   return wide.filter(one => !wide.some(other => other !== one && one.contains(other))).map(one =>
     `${one.tagName} ${one.className}: ${one.scrollWidth} px in ${output.clientWidth}: ${one.textContent.slice(0, 60)}`)
 })"""
+# Errors and what libraries write to stderr: Lab shows both in red, and a designer must see neither.
+RED = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
 RUNS, RAN = "[*]:", re.compile(r"\[\d+\]:")
 
 
@@ -179,7 +181,7 @@ def open_book(browser: "Browser", address: str, path: Path, size: tuple[int, int
 
 
 class Book:
-    """A notebook on the screen. Cells go by the words after `#@title`; a cell that fails fails what waits for it.
+    """A notebook on the screen. Cells go by the words after `#@title`; red text fails what waits for a cell.
 
     page    Playwright's page, for whatever a test clicks itself
     errors  what the page wrote on its console or threw; `close` fails when there is any
@@ -206,10 +208,15 @@ class Book:
 
     def cell(self, title: str) -> "Locator":
         """The code cell with that title; "" is the parameters cell."""
-        cells = [cell for cell in json.loads(self.path.read_text(encoding="utf-8"))["cells"]]
-        code = ["".join(cell["source"]).split("\n")[0] for cell in cells if cell["cell_type"] == "code"]
-        wanted = re.compile(rf"#@title {re.escape(title)}( \(.*)?$" if title else r"(?!#@title)")
-        (place,) = (number for number, line in enumerate(code) if wanted.match(line))
+        cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        first_lines = ["".join(cell["source"]).split("\n")[0] for cell in code]
+        wanted = re.compile(rf"#@title {re.escape(title)}( \(.*)?$")
+        (place,) = (
+            number
+            for number, cell in enumerate(code)
+            if ("parameters" in cell["metadata"].get("tags", []) if not title else wanted.match(first_lines[number]))
+        )
         return self.page.locator(".jp-Notebook .jp-CodeCell").nth(place)
 
     def output(self, title: str) -> "Locator":
@@ -239,17 +246,21 @@ class Book:
         return self.cell(title).locator(".jp-InputPrompt").first.inner_text().strip() == RUNS
 
     def wait_for(self, title: str, says: str = "", seconds: float = SECONDS) -> str:
-        """Wait until a cell has ended, or says what matches a pattern; returns its words. A cell's error is ours."""
+        """Wait until a cell has ended, or says what matches a pattern; returns its words. Red text in any cell fails."""
         words, prompt = self.output(title), self.cell(title).locator(".jp-InputPrompt").first
 
         def is_there() -> bool:
-            wrong = self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
-            assert wrong.count() == 0, wrong.first.inner_text()
+            red = self.page.locator(RED)
+            assert red.count() == 0, f"in red: {red.first.inner_text()}"
             if says:
                 return bool(re.search(says, words.inner_text()))
             return bool(RAN.fullmatch(prompt.inner_text().strip()))
 
-        until(is_there, f"the cell {title!r} {f'says {says}' if says else 'ends'}", seconds)
+        try:
+            until(is_there, f"the cell {title!r} {f'says {says}' if says else 'ends'}", seconds)
+        except AssertionError as error:
+            prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+            raise AssertionError(f"{error}; cells {' '.join(prompts)}; it says:\n{words.inner_text()[-2000:]}") from None
         return words.inner_text()
 
     def set_number(self, name: str, value: float) -> None:

@@ -17,6 +17,7 @@ from tests.browsing import PHONE, ROOT, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 STEPS = 12
+REPORT = "The report, and what to take with you"
 TYPED = "a photo of <myspecialstyle> typed in a browser, ığüş <b>bold</b>"
 
 
@@ -131,7 +132,7 @@ def test_03_a_training_is_changed_in_the_form_watched_stopped_and_goes_on(opened
     assert f"step {STEPS}/{STEPS}" in output.inner_text()
     assert output.locator(".lace-progress-chart svg path, .lace-progress-chart svg polyline").count()
     samples = output.locator(".lace-thumbnail")
-    assert samples.count() and samples.evaluate_all("all => all.every(one => one.naturalWidth > 0)")
+    until(lambda: samples.evaluate_all("all => all.length && all.every(one => one.naturalWidth > 0)"), "samples stand")
     facts = json.loads((run / "adapter/adapter.json").read_text(encoding="utf-8"))
     assert (facts["step"], facts["instance_prompt"]) == (STEPS, TYPED)
     assert [row["step"] for row in rows_of(run / "log.jsonl") if "loss" in row] == list(range(1, STEPS + 1))
@@ -174,7 +175,7 @@ def test_05_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(op
     book = opened("05_evaluate", num_evaluated=3, num_inference_steps=4)
     evaluation = book.path.parent / "demo_output/demo/evaluation"
     book.run_all()
-    book.wait_for("Report")
+    book.wait_for(REPORT)
     page = book.page
 
     def said():
@@ -192,8 +193,8 @@ def test_05_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(op
         page.locator(f".lace-rating-{scale} button", has_text="4").click()
     page.locator("button.lace-rating-save").click()
     until(lambda: "sheet,0," in (evaluation / "ratings.csv").read_text(encoding="utf-8"), "the rating is kept")
-    book.run("Report")
-    book.wait_for("Report")
+    book.run(REPORT)
+    book.wait_for(REPORT)
     report = (evaluation.parent / "report.html").read_text(encoding="utf-8")
     assert "ratings" in report
     assert_it_fits_a_phone(book)
