@@ -10,7 +10,7 @@ from lace_lora.config import GROUPS, USER_KEYS, Config, bounds_text, fields_of, 
 def to_yaml(config: Config) -> str:
     """The text of a complete config.yaml: every setting with its value, grouped, with unit and help as comments."""
     return "\n".join(
-        _section(title, [_line(name, getattr(config, name)) for name, _ in fields_of(group)])
+        _section(title, [line(name, getattr(config, name)) for name, _ in fields_of(group)])
         for group, title in GROUPS.items()
     )
 
@@ -23,11 +23,9 @@ def shipped_yaml() -> str:
         "# auto means: chosen for your machine, with the reason printed. A number written here always wins.\n"
         "# This file is generated from lace_lora/config.py (lace-lora settings --yaml).\n\n"
     )
-    eleven = [_line(name, Config.model_fields[name].default) for name in USER_KEYS]
+    eleven = [line(name, Config.model_fields[name].default) for name in USER_KEYS]
     rest = [
-        _section(
-            title, [f"# {_line(name, field.default)}" for name, field in fields_of(group) if name not in USER_KEYS]
-        )
+        _section(title, [f"# {line(name, field.default)}" for name, field in fields_of(group) if name not in USER_KEYS])
         for group, title in GROUPS.items()
     ]
     return head + "\n".join(eleven) + "\n\n" + "\n".join(rest)
@@ -44,7 +42,8 @@ def scalar(value: Any) -> str:
     return str(dumped).removesuffix("\n").removesuffix("\n...")
 
 
-def _line(name: str, value: Any) -> str:
+def line(name: str, value: Any) -> str:
+    """The line of a setting in a config.yaml, with its help, unit and bounds as a comment."""
     field = Config.model_fields[name]
     note = "; ".join(part for part in (unit_of(field), bounds_text(field)) if part)
     left = f"{name}: {scalar(value)}".rstrip(" ")

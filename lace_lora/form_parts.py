@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,9 @@ import ipywidgets
 from lace_lora import pictures
 from lace_lora.errors import LaceError
 
+# Dark words on a ground of their own, so that they are read in a dark theme too; what they are is said in words.
+WRONG = "color:#7b1919;background:#fde8e8;border-left:4px solid #c53030"
+CAUTION = "color:#5f370e;background:#fef3c7;border-left:4px solid #b7791f"
 QUALITIES = (85, 75, 65, 50, 35, 20)  # of a JPEG, until it is small enough
 
 
@@ -31,6 +34,37 @@ def message(text: str, is_wrong: bool = False) -> str:
     role, colour = ("alert", "#c53030") if is_wrong else ("status", "inherit")
     shown = html.escape(text).replace("\n", "<br>")
     return f"<span role='{role}' style='color:{colour};line-height:1.3'>{shown}</span>"
+
+
+def notice(text: str, is_wrong: bool = False) -> str:
+    """A sentence in a box of HTML that is read out when it appears: an amber warning, or what is wrong, in red."""
+    role, look, word = ("alert", WRONG, "") if is_wrong else ("status", CAUTION, "<b>Warning:</b> ")
+    style = f"{look};padding:4px 8px;margin:3px 0;line-height:1.35;border-radius:2px;overflow-wrap:anywhere"
+    return f"<div role='{role}' style='{style}'>{word}{html.escape(text)}</div>"
+
+
+class Fold:
+    """Widgets below a button that shows and hides them; ipywidgets' own Accordion opens for the mouse alone."""
+
+    def __init__(self, children: Sequence[ipywidgets.Widget], css_class: str) -> None:
+        self.button = ipywidgets.ToggleButton(layout=ipywidgets.Layout(width="auto", max_width="100%"))
+        self.button.add_class(css_class)
+        self.body = ipywidgets.VBox(list(children))
+        self.widget = ipywidgets.VBox([self.button, self.body])
+        self._words = ""
+        self.button.observe(lambda _: self._draw(), names="value")
+        self._draw()
+
+    def say(self, words: str) -> None:
+        """What is folded, in words; whether it is open stands before them."""
+        self._words = words
+        self._draw()
+
+    def _draw(self) -> None:
+        is_open = self.button.value
+        self.button.icon = "caret-down" if is_open else "caret-right"
+        self.button.description = f"{'Hide' if is_open else 'Show'} {self._words}"
+        self.body.layout.display = "flex" if is_open else "none"
 
 
 @contextmanager

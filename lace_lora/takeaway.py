@@ -35,7 +35,10 @@ def things(run: RunFolder) -> list[Thing]:
         Thing(run.report, "the report, one page that needs nothing else"),
     ]
     sheets = sorted((run.sheet(path.parent.name).zip for path in run.sheets.glob("*/request.json")), key=_made_at)
-    found += [Thing(path, f"the designs of {path.parent.name}, with masks and outlines where there are any") for path in sheets]
+    found += [
+        Thing(path, f"the designs of {path.parent.name}, with masks and outlines where there are any")
+        for path in sheets
+    ]
     return [thing for thing in found if thing.path.is_file()]
 
 
@@ -51,7 +54,9 @@ class TakeAway:
         self.widget.add_class("lace-take-away")
 
     def __repr__(self) -> str:
-        return "\n".join(map(str, self._things)) or "There is nothing to take away yet: train first with 03_train.ipynb."
+        return (
+            "\n".join(map(str, self._things)) or "There is nothing to take away yet: train first with 03_train.ipynb."
+        )
 
     def _ipython_display_(self) -> None:
         if self._things and machine.in_colab() and has_front_end():

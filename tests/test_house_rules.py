@@ -14,7 +14,8 @@ from tests.generated import LEVELS, PACKAGE, ROOT, room_of, source_files
 
 FILES = source_files()
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
-LIGHT_ROOMS = {room for room, level in LEVELS.items() if level <= 2} | {"forms", "main", "batch", "options", "install"}
+DOORS = {"fields", "forms", "main", "batch", "options", "install"}
+LIGHT_ROOMS = {room for room, level in LEVELS.items() if level <= 2} | DOORS
 
 
 def imports_of(path, top_only=False):

@@ -29,7 +29,13 @@ def test_what_is_there_is_listed_with_what_it_is_for(run):
     listed = repr(takeaway.TakeAway(run)).splitlines()
     assert [line.split(": ")[1].split(" (")[0] for line in listed] == [
         str(path)
-        for path in (run.adapter_for_tools, run.adapter_weights, run.report, run.sheet("old").zip, run.sheet("again").zip)
+        for path in (
+            run.adapter_for_tools,
+            run.adapter_weights,
+            run.report,
+            run.sheet("old").zip,
+            run.sheet("again").zip,
+        )
     ]
     assert listed[0].startswith("the LoRA for ComfyUI, A1111 and the like: ") and listed[0].endswith("(0.2 MB)")
     assert listed[-1].endswith("(1 kB)")

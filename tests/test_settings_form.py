@@ -1,0 +1,453 @@
+"""Forms of settings: what a person sees, changes, plans and saves, and what papermill sees (L2, L9, P17).
+
+These need no torch, so that they also run with Colab's ipywidgets 7.7.1 alone (pytest --noconftest).
+"""
+
+import html
+import re
+
+import ipywidgets
+import pytest
+
+from lace_lora import config, declarations, estimate, forms, notebook, presets, replanning
+from lace_lora.config import Config
+from lace_lora.errors import MachineError, PicturesError, SettingsError
+from lace_lora.machine import Machine
+
+T4 = Machine(False, False, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
+EVERY = list(Config.model_fields)
+
+
+def drawn(form, name):
+    """The widget that carries a setting's value."""
+    return form._drawn[name].inputs[0]
+
+
+def note(form, name):
+    """What stands beside a field, without its markup."""
+    return re.sub("<[^>]+>", "", form._notes[name].value)
+
+
+def widgets(form):
+    """Every widget of a form that takes input."""
+    return [widget for one in form._drawn.values() for widget in one.inputs]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"resolution": 768, "max_train_steps": 7, "alpha": 8, "width": 512, "prompts": ("a", "b")},
+        {"noise_offset": 0.0123, "lora_scale": 0.83, "learning_rate": 3e-6, "refiner_start": 0.871, "rank": 128},
+    ],
+)
+def test_an_untouched_form_gives_exactly_the_config_it_was_drawn_from(given):
+    settings = config.load(**given)
+    form = forms.settings_form(settings, EVERY)
+    assert form.config() is settings
+
+
+def test_only_what_was_changed_differs_and_counts_as_an_override():
+    form = forms.settings_form(config.load(seed=3), EVERY)
+    drawn(form, "rank").value = 8
+    drawn(form, "prompts").value = "a rosette\n\n  a border "
+    drawn(form, "image_types").value = ".jpg, png"
+    drawn(form, "refine").value = "none"
+    changed = form.config()
+    assert (changed.rank, changed.prompts, changed.image_types) == (8, ("a rosette", "a border"), (".jpg", ".png"))
+    assert changed.overridden == {"seed", "rank", "prompts", "image_types", "refine"}
+    drawn(form, "rank").value = 16
+    assert "rank" not in form.config().overridden
+
+
+def test_a_wrong_value_has_its_sentence_beside_the_field_and_config_raises_the_same():
+    form = forms.settings_form(config.load(resolution=512), ["resolution", "rank"])
+    assert "side of the training square" in note(form, "resolution")
+    drawn(form, "resolution").value = 1004
+    assert note(form, "resolution").startswith("resolution is 1004 px but must be a multiple of 8; use 1000 or 1008")
+    assert "role='alert'" in form._notes["resolution"].value
+    with pytest.raises(SettingsError, match="use 1000 or 1008"):
+        form.config()
+    drawn(form, "resolution").value = 1024
+    assert "side of the training square" in note(form, "resolution")
+    assert form.config().resolution == 1024
+
+
+def test_a_number_beyond_its_bounds_is_said_and_not_silently_cut():
+    form = forms.settings_form(Config(), ["num_images", "learning_rate", "run_name"])
+    drawn(form, "num_images").value = 0
+    assert "num_images is 0 pictures but must be 1 to 100000" in note(form, "num_images")
+    drawn(form, "learning_rate").value = 0
+    assert "above 0 to 1" in note(form, "learning_rate")
+    drawn(form, "run_name").value = "../elsewhere"
+    assert "run_name" in note(form, "run_name")
+    with pytest.raises(SettingsError) as error:
+        form.config()
+    assert all(name in str(error.value) for name in ("num_images", "learning_rate", "run_name"))
+
+
+def test_auto_stays_auto_until_its_tick_is_taken_away():
+    form = forms.settings_form(Config(), ["resolution", "max_train_steps"])
+    number, box = form._drawn["resolution"].inputs
+    assert (box.value, box.description, number.disabled) == (True, "auto resolution", True)
+    box.value = False
+    number.value = 640
+    assert not number.disabled
+    assert (form.config().resolution, form.config().max_train_steps) == (640, "auto")
+    box.value = True
+    assert form.config().resolution == "auto"
+
+
+def test_an_empty_number_is_a_tick_too():
+    form = forms.settings_form(Config(), ["alpha", "width"])
+    number, box = form._drawn["alpha"].inputs
+    assert (box.value, box.description, number.disabled) == (True, "leave alpha empty", True)
+    box.value = False
+    number.value = 4
+    assert form.config().alpha == 4 and form.config().width is None
+
+
+def test_a_plan_shows_what_will_run_and_why_and_changes_nothing():
+    class NoGpu:
+        gpu_name = None
+
+    settings = Config()
+    settled = presets.settle(settings, NoGpu())
+    form = forms.settings_form(settings, ["resolution", "rank", "run_name", "images_dir"], settled)
+    assert drawn(form, "run_name").value == "demo" and drawn(form, "images_dir").value == "demo_output/pictures"
+    assert [widget.value for widget in form._drawn["resolution"].inputs] == [96, True]
+    assert "(auto takes 96: the size at which the miniature was trained)" in note(form, "resolution")
+    assert form.config() is settings
+    assert re.search(r"resolution +auto: 96 +px +the size at which", repr(form))
+
+
+def test_each_kind_of_setting_has_the_widget_that_suits_it():
+    kinds = {name: type(drawn(forms.settings_form(Config(), [name]), name)).__name__ for name in EVERY}
+    slides = {name for name in EVERY if forms.settings_form(Config(), [name])._drawn[name].aid}
+    assert slides >= {"rank", "num_inference_steps", "guidance_scale", "lora_scale", "refiner_start"}
+    assert not slides & {"learning_rate", "max_grad_norm", "seed", "num_images", "resolution"}
+    assert kinds["learning_rate"] == kinds["max_grad_norm"] == kinds["guidance_scale"] == "FloatText"
+    assert kinds["seed"] == kinds["num_images"] == kinds["resolution"] == kinds["rank"] == "IntText"
+    assert kinds["prompts"] == "Textarea" and kinds["negative_prompt"] == "Text"
+    assert kinds["scheduler"] == kinds["mixed_precision"] == "Dropdown" and kinds["random_flip"] == "Checkbox"
+
+
+def test_sliders_end_at_the_bounds_and_keep_out_of_open_ends():
+    form = forms.settings_form(Config(), ["rank", "refiner_start", "refine_strength", "guidance_scale"])
+    ends = {name: (one.aid.min, one.aid.max) for name, one in form._drawn.items()}
+    assert ends["rank"] == (1, 128) and ends["guidance_scale"] == (1, 30)
+    assert ends["refiner_start"] == pytest.approx((0.05, 0.95)) and ends["refine_strength"] == pytest.approx((0.05, 1))
+
+
+def test_every_widget_has_a_name_a_label_with_its_unit_and_no_markup_in_it():
+    """ipywidgets 7 draws HTML in descriptions; tests in a browser find widgets by their class."""
+    form = forms.settings_form(Config(), EVERY)
+    for name, one in form._drawn.items():
+        unit = config.unit_of(Config.model_fields[name])
+        assert one.inputs[0].description == (f"{name} ({unit})" if unit else name)
+        assert f"lace-{name}" in one.inputs[0]._dom_classes
+    assert not any(re.search("[<>]", widget.description) for widget in widgets(form))
+    assert all(
+        getattr(widget, notebook.HOVER) for widget in widgets(form) if not isinstance(widget, ipywidgets.Checkbox)
+    )
+
+
+def test_help_with_the_concept_token_is_text_and_not_markup():
+    form = forms.settings_form(Config(), ["concept_token"])
+    drawn(form, "concept_token").value = ""
+    assert "<div role='alert'" in form._notes["concept_token"].value
+    assert "<myspecialstyle>" not in form._notes["concept_token"].value
+
+
+def test_a_name_that_is_no_setting_is_refused():
+    with pytest.raises(SettingsError, match="no setting called 'rnak'; did you mean rank?"):
+        forms.settings_form(Config(), ["rnak"])
+
+
+def test_a_form_is_drawn_for_a_person_and_told_in_lines_for_papermill(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(forms, "display", shown.append)
+    form = forms.settings_form(config.load(prompts="a\nb"), ["rank", "alpha", "prompts"])
+    monkeypatch.setattr(forms, "has_front_end", lambda: False)
+    form._ipython_display_()
+    assert capsys.readouterr().out.splitlines() == ["rank     16", "alpha    (empty)", "prompts  a | b"]
+    monkeypatch.setattr(forms, "has_front_end", lambda: True)
+    form._ipython_display_()
+    assert shown == [form.widget] and isinstance(form.widget, ipywidgets.VBox)
+
+
+def test_a_slider_follows_the_number_and_leads_it_and_never_rounds_what_was_typed():
+    """L9: 500 is said and not cut to 128; 0.0357 lies between two ticks and stays."""
+    form = forms.settings_form(Config(), ["rank", "noise_offset"])
+    rank, noise = form._drawn["rank"], form._drawn["noise_offset"]
+    rank.aid.value = 40
+    assert rank.inputs[0].value == 40 and form.config().rank == 40
+    rank.inputs[0].value = 500
+    assert (rank.inputs[0].value, rank.aid.value) == (500, 128) and "must be 1 to 128" in note(form, "rank")
+    assert noise.inputs[0].value == 0.0357 and noise.aid.value == pytest.approx(0.05)
+    noise.aid.value = 0.15
+    assert noise.inputs[0].value == 0.15
+    assert not rank.aid.readout, "its number is the box beside it, which has a label"
+
+
+def test_every_control_says_what_it_is_by_a_name_of_its_own():
+    """L2: a screen reader that goes from control to control reads these names; none stands twice."""
+    form = forms.settings_form(Config(), ["prompts"], groups=list(declarations.GROUPS))
+    buttons = [one for one in walk(form.widget) if isinstance(one, ipywidgets.Button | ipywidgets.ToggleButton)]
+    names = [one.description for one in [*widgets(form), *buttons]]
+    assert all(names) and len(set(names)) == len(names)
+    assert not any(isinstance(one, ipywidgets.Accordion | ipywidgets.Tab) for one in walk(form.widget))
+
+
+def walk(widget):
+    """A widget and all inside it."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from walk(child)
+
+
+# -- groups --
+
+
+def test_every_other_setting_of_a_group_is_folded_away_and_opens_by_a_button():
+    """L9."""
+    form = forms.settings_form(Config(), ["rank", "seed"], groups=["adapter", "training"])
+    fold, inside = form._folds["adapter"]
+    assert [name for name, _ in config.fields_of("adapter")] == ["rank", *inside]
+    assert set(form._drawn) == {name for group in ("adapter", "training") for name, _ in config.fields_of(group)}
+    assert fold.body.layout.display == "none"
+    assert fold.button.description == "Show Size of the LoRA (6 settings, all defaults)"
+    fold.button.value = True
+    assert fold.body.layout.display == "flex" and fold.button.description.startswith("Hide Size of the LoRA")
+
+
+def test_a_fold_tells_how_many_values_differ_are_warned_of_or_wrong():
+    """L9: what is folded away must not hide that something was changed or needs a look."""
+    form = forms.settings_form(config.load(use_dora=True), ["seed"], groups=["adapter"])
+    fold = form._folds["adapter"][0]
+    assert "(7 settings, 1 differ from the defaults)" in fold.button.description
+    drawn(form, "rank").value = 200
+    assert "2 differ from the defaults, to be mended: 1)" in fold.button.description
+    drawn(form, "rank").value, drawn(form, "use_dora").value = 16, False
+    assert "(7 settings, all defaults)" in fold.button.description
+
+
+def test_folded_settings_count_and_papermill_sees_those_that_are_no_defaults():
+    """L2, P17."""
+    form = forms.settings_form(config.load(use_dora=True), ["seed"], groups=["adapter", "keeping"])
+    drawn(form, "checkpoint_every").value = 7
+    assert form.config().checkpoint_every == 7 and form.config().overridden == {"use_dora", "checkpoint_every"}
+    assert [line.split()[0] for line in repr(form).splitlines()] == ["seed", "use_dora", "checkpoint_every"]
+
+
+def test_a_group_that_is_none_is_refused():
+    """L9."""
+    with pytest.raises(SettingsError, match="no group of settings called 'trainin'; did you mean training?"):
+        forms.settings_form(Config(), [], groups=["trainin"])
+
+
+# -- the plan --
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A plan for twenty pictures on a T4."""
+    for number in range(20):
+        (tmp_path / f"{number}.jpg").touch()
+    return estimate.prepare(config.load(images_dir=str(tmp_path), preset="none"), T4)
+
+
+def planned_form(plan, basic=("rank", "resolution", "max_train_steps", "learning_rate"), **given):
+    settings = config.load(images_dir=plan.config.images_dir, preset="none", **given)
+    return forms.settings_form(settings, basic, plan, replan=replanning.replanner(plan))
+
+
+def summary(form):
+    """The plan above the fields, without its markup."""
+    return re.sub("<[^>]+>", " ", form._summary.value)
+
+
+def test_the_plan_follows_what_is_typed(plan):
+    """L2: 20 pictures × 10 passes / 4 = 50 steps; twice the passes are 100; a rank of 64 is warned of."""
+    form = planned_form(plan, ["rank", "num_train_epochs", "max_train_steps"])
+    number, box = form._drawn["max_train_steps"].inputs
+    assert "50 of 4 pictures" in summary(form) and "fits" in summary(form) and number.value == 50
+    drawn(form, "num_train_epochs").value = 20
+    assert "100 of 4 pictures" in summary(form) and number.value == 100 and box.value
+    assert form.config().max_train_steps == "auto" and form.changed() == {"num_train_epochs": 20}
+    drawn(form, "rank").value = 64
+    assert "rank 64 on 15 GB is tight" in note(form, "rank") and "rank 64" not in summary(form)
+    assert "read what stands below rank" in summary(form)
+    drawn(form, "rank").value = 16
+    assert "tight" not in note(form, "rank") and "read what" not in summary(form)
+
+
+def test_a_warning_without_a_field_stands_in_the_plan(plan):
+    """L2: every warning is said once, somewhere."""
+    form = planned_form(plan, ["resolution"], rank=64)
+    assert "rank 64 on 15 GB is tight" not in summary(form), "the plan that it was drawn from does not warn"
+    form._drawn["resolution"].inputs[1].value = False
+    assert "Warning:  rank 64 on 15 GB is tight" in summary(form)
+
+
+def test_a_wrong_value_keeps_the_plan_of_the_last_good_ones_and_says_so(plan):
+    """L9."""
+    form = planned_form(plan, ["num_train_epochs", "rank"])
+    drawn(form, "num_train_epochs").value = 20
+    drawn(form, "rank").value = 0
+    assert "of the last good values: correct rank" in summary(form) and "100 of 4 pictures" in summary(form)
+    assert "role='alert'" in form._notes["rank"].value
+    drawn(form, "rank").value = 8
+    assert "last good" not in summary(form)
+
+
+def test_a_folder_that_cannot_be_used_is_said_beside_its_field(plan, tmp_path):
+    """L9."""
+    form = planned_form(plan, ["images_dir", "rank"])
+    drawn(form, "images_dir").value = str(tmp_path / "nowhere")
+    assert "There is no folder" in note(form, "images_dir") and "see images_dir" in summary(form)
+    assert "50 of 4 pictures" in summary(form), "the last plan that could be made stays"
+    drawn(form, "images_dir").value = str(tmp_path)
+    assert "There is no folder" not in note(form, "images_dir")
+
+
+def test_a_form_without_a_plan_makes_one_where_it_is_told_how(plan):
+    """L2."""
+    settings = config.load(images_dir=plan.config.images_dir, preset="none")
+    form = forms.settings_form(settings, ["resolution"], replan=replanning.replanner(plan))
+    assert "50 of 4 pictures" in summary(form) and drawn(form, "resolution").value == 1024
+
+
+# -- reset, and a person's own defaults --
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in, of no Colab machine."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def press(form, words):
+    """Press a button as a front-end does, and give what the form then says."""
+    (found,) = [one for one in walk(form.widget) if isinstance(one, ipywidgets.Button) and one.description == words]
+    found.click()
+    return html.unescape(re.sub("<[^>]+>", "", form._said.value))
+
+
+def test_reset_gives_every_field_what_it_began_with_also_the_open_ones():
+    """L9."""
+    settings = config.load(alpha=8, prompts=("a", "b"))
+    form = forms.settings_form(settings, EVERY)
+    before = [widget.value for widget in widgets(form)]
+    for widget in widgets(form):
+        if isinstance(widget, ipywidgets.Checkbox):
+            widget.value = not widget.value
+        elif isinstance(widget, ipywidgets.Dropdown):
+            widget.value = widget.options[-1]
+        else:
+            widget.value = widget.value + (1 if isinstance(widget.value, int | float) else "x")
+    assert len(form.changed()) > 90
+    assert press(form, "Reset") == "Every field shows again what it began with."
+    assert form.config() is settings and [widget.value for widget in widgets(form)] == before
+
+
+def test_what_was_changed_is_saved_and_read_again_and_stays_the_forms(here):
+    """L9."""
+    form = forms.settings_form(Config(), ["rank", "max_train_steps", "prompts"])
+    drawn(form, "rank").value = 8
+    drawn(form, "prompts").value = "a, b\nc: d #e"
+    said = press(form, "Save as my defaults")
+    assert said.startswith(f"Saved in {here / 'config.yaml'}: rank: 8, prompts: ['a, b', 'c: d #e'].")
+    loaded = config.load(*config.found("/nowhere"))
+    assert (loaded.rank, loaded.prompts, loaded.given) == (8, ("a, b", "c: d #e"), {"rank", "prompts"})
+    assert form.config().rank == 8 and form.config().overridden == {"rank", "prompts"}
+    assert press(form, "Save as my defaults") == (
+        "Nothing was changed in this form since it was saved, so nothing was written."
+    )
+    form._drawn["max_train_steps"].inputs[1].value = False
+    assert "max_train_steps: 1." in press(form, "Save as my defaults")
+    press(form, "Reset")
+    assert "rank: 16, max_train_steps: auto, prompts: []." in press(form, "Save as my defaults")
+    assert config.load("config.yaml") == Config() and config.load("config.yaml").given >= {"rank"}
+
+
+def test_a_declared_default_is_written_too_since_a_preset_would_take_its_place(here):
+    """L9."""
+    settled = presets.settle(config.load(preset="sdxl"), T4)
+    form = forms.settings_form(config.load(preset="sdxl"), ["rank"], settled)
+    assert drawn(form, "rank").value == 32
+    drawn(form, "rank").value = 16
+    press(form, "Save as my defaults")
+    assert config.load("config.yaml").given == {"rank"}
+    again = presets.settle(config.load("config.yaml", preset="sdxl"), T4)
+    assert again.config.rank == 16
+
+
+def test_nothing_is_written_while_a_value_is_wrong_or_nothing_was_changed(here):
+    """L9."""
+    form = forms.settings_form(Config(), ["rank", "seed"])
+    assert press(form, "Save as my defaults") == "Nothing was changed in this form, so nothing was written."
+    drawn(form, "seed").value, drawn(form, "rank").value = 3, 0
+    assert press(form, "Save as my defaults").startswith("Nothing was saved. rank is 0 but must be 1 to 128")
+    assert "role='alert'" in form._said.value and list(here.iterdir()) == []
+
+
+def test_what_the_demo_brings_itself_is_said_when_it_is_saved(here):
+    """L9: only what is typed into a form or a cell beats the demo."""
+
+    class NoGpu:
+        gpu_name = None
+
+    form = forms.settings_form(Config(), ["rank", "seed"], presets.settle(Config(), NoGpu()))
+    drawn(form, "rank").value, drawn(form, "seed").value = 8, 3
+    assert "the demo is in force, which brings its own rank:" in press(form, "Save as my defaults")
+    assert presets.settle(config.load("config.yaml"), NoGpu()).config.rank == 16
+
+
+def test_what_stands_in_the_way_of_saving_is_a_sentence(here, monkeypatch):
+    """L9: also what nobody foresaw must not vanish in a log."""
+    form = forms.settings_form(Config(), ["rank"])
+    drawn(form, "rank").value = 8
+    for error, sentence in (
+        (MachineError("The disk is full."), "The disk is full."),
+        (ZeroDivisionError("x"), "Something unforeseen went wrong (ZeroDivisionError: x)."),
+    ):
+
+        def fail(values, path, error=error):
+            raise error
+
+        monkeypatch.setattr(form._defaults, "save", fail)
+        assert press(form, "Save as my defaults") == f"Nothing was saved. {sentence}"
+
+
+def test_planning_again_counts_pictures_only_where_their_folder_or_types_change(plan, tmp_path, monkeypatch):
+    """L2: a folder in Drive with thousands of pictures is not listed at every tick of a slider."""
+    counted = []
+    count = replanning.count_pictures
+    monkeypatch.setattr(replanning, "count_pictures", lambda *asked: counted.append(asked) or count(*asked))
+    replan = replanning.replanner(plan)
+    settings = config.load(images_dir=str(tmp_path), preset="none")
+    for rank in range(1, 9):
+        assert replan(settings.model_copy(update={"rank": rank})).pictures == 20
+    assert counted == []
+    nowhere = settings.model_copy(update={"images_dir": str(tmp_path / "nowhere")})
+    for rank in (1, 2):
+        with pytest.raises(PicturesError, match="There is no folder"):
+            replan(nowhere.model_copy(update={"rank": rank}))
+    assert len(counted) == 1
+    (tmp_path / "one.png").touch()
+    assert replan(settings.model_copy(update={"image_types": (".png",)})).pictures == 1 and len(counted) == 2
+
+
+def test_planning_again_gives_the_plan_of_the_first_time(plan, tmp_path):
+    """L2: estimate.prepare itself is the oracle."""
+    settings = config.load(images_dir=str(tmp_path), preset="sdxl", rank=24)
+    assert replanning.replanner(plan)(settings) == estimate.prepare(settings, T4)
+
+
+def test_the_demos_pictures_are_not_drawn_by_a_form(plan, here):
+    """L2: planning writes nothing."""
+    with pytest.raises(PicturesError, match="not drawn yet: demo_output/pictures"):
+        replanning.replanner(plan)(config.load(preset="demo"))
+    assert not (here / "demo_output").exists()
