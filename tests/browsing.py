@@ -109,7 +109,7 @@ def lab(folder: Path) -> Iterator[str]:
     GPUs are hidden from the notebooks, so that `preset: auto` takes the demo everywhere.
     """
     for name in ("books", "home"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for name, values in LAB_SETTINGS.items():
         kept = folder / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def test_03_a_training_is_changed_in_the_form_watched_stopped_and_goes_on(opened
     output = book.output("Train")
     assert f"step {STEPS}/{STEPS}" in output.inner_text()
     assert output.locator(".lace-progress-chart svg path, .lace-progress-chart svg polyline").count()
-    samples = output.locator(".lace-thumbnail")
+    samples = output.locator(".lace-thumbnail img")
     until(lambda: samples.evaluate_all("all => all.length && all.every(one => one.naturalWidth > 0)"), "samples stand")
     facts = json.loads((run / "adapter/adapter.json").read_text(encoding="utf-8"))
     assert (facts["step"], facts["instance_prompt"]) == (STEPS, TYPED)
@@ -146,7 +146,7 @@ def test_03_a_training_is_changed_in_the_form_watched_stopped_and_goes_on(opened
 
 def test_04_designs_fill_the_gallery_and_a_starred_one_is_refined_alone(opened, trained):
     """L7, L11: three are drawn unrefined, one is starred, the form is changed, and only that one is drawn again."""
-    book = opened("04_generate", num_images=3, num_inference_steps=4, refine="none", seed=0)
+    book = opened("04_generate", num_images=3, num_inference_steps=8, refine="none", seed=0)
     images = book.path.parent / "demo_output/demo/images"
     book.run_all()
     book.wait_for("Favourites again, or variations")
@@ -162,7 +162,8 @@ def test_04_designs_fill_the_gallery_and_a_starred_one_is_refined_alone(opened, 
     page.locator("button.lace-designs-redraw").click()
     page.get_by_text("are to be drawn again: run the next cell").wait_for()
     book.run("Favourites again, or variations")
-    until(lambda: (images / "sheet-2/sheet-2.zip").is_file(), "the favourite is drawn again", 120)
+    book.wait_for("Favourites again, or variations", says="designs in .*sheet-2")
+    assert (images / "sheet-2/sheet-2.zip").is_file()
     assert [(row["seed"], row["refine"]) for row in rows_of(images / "sheet-2/images.jsonl")] == [(2, "ensemble")]
     assert not list((images / "sheet").glob("refined_output_*"))
     assert_it_fits_a_phone(book)
@@ -172,7 +173,7 @@ def test_05_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(op
     """P24: an answer by button, one typed, one taken back; what was said stands on the disk and in the report."""
     if not (trained / "demo_output/demo/images").is_dir():
         lace_lora(trained, "generate --preset demo --num-images 2 --num-inference-steps 4 --refine none")
-    book = opened("05_evaluate", num_evaluated=3, num_inference_steps=4)
+    book = opened("05_evaluate", num_evaluated=4, num_inference_steps=4)
     evaluation = book.path.parent / "demo_output/demo/evaluation"
     book.run_all()
     book.wait_for(REPORT)
