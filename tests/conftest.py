@@ -77,6 +77,27 @@ def asked(models: dict[str, str], made_run: Path, tmp_path: Path):  # type: igno
     return lambda **changes: settings_of(tmp_path / "out", made_run, models, **changes)
 
 
+@pytest.fixture(scope="module")
+def browser():  # type: ignore[no-untyped-def]
+    """Debian's chromium; for the tests of one module, since no other event loop can run beside it."""
+    from tests import browsing
+
+    browsing.require("playwright")
+    with browsing.chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """A JupyterLab: its address, and the folder in whose folders tests put notebooks."""
+    from tests import browsing
+
+    browsing.require("jupyterlab", "playwright")
+    folder = tmp_path_factory.mktemp("lab")
+    with browsing.lab(folder) as address:
+        yield address, folder / "books"
+
+
 @pytest.fixture
 def lace_folder(tmp_path: Path) -> Path:
     """Six jpgs of different shape: pale rings and threads on a dark ground."""
