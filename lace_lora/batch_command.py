@@ -23,7 +23,9 @@ def notebooks(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="with --sweep: combinations that run at a time")] = 1,
     verbs: Annotated[
-        str, typer.Option(metavar="VERBS", help="with --sweep: train,generate and the like in place of the notebooks")
+        str,
+        # Named here as well: typer 0.27, which Colab has, takes a metavar in the argument's own letters for its name.
+        typer.Option("--verbs", metavar="VERBS", help="with --sweep: train,generate and the like, not the notebooks"),
     ] = "",
     slurm: Annotated[bool, typer.Option("--slurm", help="with --sweep: have Slurm run them, by submitit")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")] = False,

@@ -37,6 +37,7 @@ VERSIONS = (ITSELF, BEFORE, "in repeat", "mask", "cut out", "enlarged")
 # below it with its words.
 STYLE = f"""<style>
 .lace-designs-card {{ position: relative }}
+.lace-designs-card > .jupyter-widgets {{ margin-left: 0; margin-right: 0 }}
 .lace-designs-picture img {{ display: block; width: {CARD_PX}px; height: {CARD_PX}px; object-fit: contain }}
 .lace-designs-card .lace-designs-picture, .lace-designs-card .lace-designs-picture * {{ margin: 0; flex-shrink: 0 }}
 .lace-designs-card button.lace-designs-look {{ position: absolute; top: 0; left: 0; height: {CARD_PX}px; margin: 0;

@@ -131,6 +131,7 @@ class Gallery:
         self.back, self.next = button("◀ back"), button("next ▶")
         self.where, self.counts = ipywidgets.Label(), ipywidgets.Label()
         self.find, self.by = ipywidgets.Text(description="find"), ipywidgets.Text(description="replace by")
+        self.find.layout.max_width = self.by.layout.max_width = "98%"  # with its margins: of a narrow window
         self.replace, self.undo = button("replace all"), button("undo")
         self.suggest, self.overwrite = button("suggest captions"), ipywidgets.Checkbox(indent=False)
         self.overwrite.description = "also for pictures that have one"

@@ -1,257 +1,201 @@
-"""The notebooks in a real browser: JupyterLab and Debian's chromium, clicked as a person clicks (L2, L11).
+"""The five notebooks in a real browser: JupyterLab and Debian's chromium, clicked as a person clicks (L2, L20).
 
-Run by name: pytest -m slow tests/test_browser.py, with the packages of the extra `browser`.
+They are opened in their order in one folder, as a designer does: 04 and 05 use what 03 has trained. Each also runs
+alone: `pytest tests/test_browser.py -k 05`. Whatever a page writes on its console as an error fails its test.
 """
 
 import json
 import os
-import shutil
-import socket
+import re
 import subprocess
 import sys
-import time
-import urllib.request
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-from tests.generated import ROOT
+from tests import browsing
+from tests.browsing import PHONE, ROOT, until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MISSING = [name for name in ("jupyterlab", "playwright") if find_spec(name) is None]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[browser]'"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt install chromium"),
-]
-WAIT_MS = 240_000  # the first cells import torch
-# Instead of the cell with that tag: quick to draw, and not refined yet.
-PARAMETERS = {
-    "04_generate": "preset = lora_output_dir = run_name = sheet_name = prompts = prompts_file = None\n"
-    "negative_prompt = guidance_scale = lora_scale = refiner_model = repeat = print_width_cm = None\n"
-    "favourites_of = vary = seed = image_format = None\n"
-    "num_images, num_inference_steps, refine = 4, 8, 'none'\n",
-    "05_evaluate": "preset = images_dir = lora_output_dir = run_name = unseen_dir = prompts = plain_prompts = None\n"
-    "lora_scale = style_model = text_model = seed = None\n"
-    "num_evaluated, num_inference_steps = 5, 8\n",
-}
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+STEPS = 12
+REPORT = "The report, and what to take with you"
 TYPED = "a photo of <myspecialstyle> typed in a browser, ığüş <b>bold</b>"
 
 
 @pytest.fixture
-def lab(tmp_path):
-    """A JupyterLab over a folder with three notebooks; gives its address and the folder."""
-    folder = tmp_path / "books"
-    folder.mkdir()
-    for name in ("02_annotate", "04_generate", "05_evaluate"):
-        book = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))
-        for cell in book["cells"]:
-            if cell["cell_type"] == "code":
-                cell["outputs"], cell["execution_count"] = [], None
-            if "parameters" in cell["metadata"].get("tags", []) and name in PARAMETERS:
-                cell["source"] = PARAMETERS[name]
-        (folder / f"{name}.ipynb").write_text(json.dumps(book), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-             "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{address}/api/status", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address, folder
-    finally:
-        server.terminate()
-        server.wait(20)
+def opened(browser, lab):
+    """Open a notebook in the folder that all share; it is closed after the test, and its console looked at."""
+    address, books = lab
+    made = []
+
+    def open_book(name, **parameters):
+        path = browsing.put(books / "shared", name, **parameters)
+        made.append(browsing.open_book(browser, address, path))
+        return made[-1]
+
+    yield open_book
+    for book in made:
+        book.close()
 
 
 @pytest.fixture
-def page():
-    """A page of a fresh browser."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1280, "height": 1600})
-        browser.close()
-
-
-def open_book(page, address: str, name: str = "02_annotate") -> None:
-    page.goto(f"{address}/lab/tree/{name}.ipynb")
-    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=WAIT_MS)
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=WAIT_MS)  # before, cells would not run
+def trained(lab):
+    """The folder with a trained run: that of 03, or a short one where 03 was not run."""
+    folder = lab[1] / "shared"
+    if not (folder / "demo_output/demo/adapter/adapter.json").is_file():
+        folder.mkdir(exist_ok=True)
+        lace_lora(folder, "train --preset demo --max-train-steps 2 --prior-loss-weight 0 --log-with none")
+    return folder
 
 
-def run_all(page) -> None:
-    page.keyboard.press("Escape")
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+def lace_lora(folder, line):
+    """A command, typed in a folder."""
+    place = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    typed = [sys.executable, "-m", "lace_lora.main", *line.split()]
+    subprocess.run(typed, cwd=folder, check=True, capture_output=True, env=place)
 
 
-def until(what, seconds: float = 30):
-    end = time.monotonic() + seconds
-    while not what() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert what()
+def rows_of(path):
+    """The lines of a file of JSON lines; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def test_a_caption_typed_in_the_gallery_outlives_paging_and_a_reload(lab, page, tmp_path):
-    """L2, L11: typed, paged on, page reloaded: it stands in annotations.txt and in the gallery run again."""
-    address, folder = lab
-    file = folder / "demo_output/pictures/annotations.txt"
-    errors: list[str] = []
-    page.on("console", lambda said: errors.append(said.text) if "TypeError" in said.text else None)
-    open_book(page, address)
-    run_all(page)
-    page.wait_for_selector(".lace-gallery-card img", timeout=WAIT_MS)
+def assert_it_fits_a_phone(book):
+    """L20: no widget has to be scrolled sideways in a window of 390 px."""
+    book.resize(PHONE)
+    book.page.wait_for_timeout(500)
+    assert book.too_wide() == []
+
+
+def test_01_every_line_of_the_check_has_a_tick_but_for_the_missing_gpu(opened):
+    """L2, C12: what is found stands beside a tick; what is missing beside a cross, with what to click."""
+    book = opened("01_set_up")
+    book.run_all()
+    lines = book.wait_for("Check").splitlines()
+    assert [line for line in lines if line.startswith("✗")] == [f"✗\tGPU\tnone\t{next_click()}"]
+    assert len([line for line in lines if line.startswith("✓")]) > 5
+    assert_it_fits_a_phone(book)
+
+
+def next_click():
+    """What the check advises where there is no GPU."""
+    from lace_lora import preflight, presets
+    from lace_lora.config import load
+    from lace_lora.machine import Machine
+
+    bare = Machine.here()
+    return next(row[3] for row in preflight.rows(presets.settle(load(preset="demo"), bare), bare) if row[0] == "GPU")
+
+
+def test_02_a_caption_typed_in_the_gallery_is_kept_and_still_there_after_paging(opened):
+    """L2, L11: it stands in annotations.txt, and as text, not as HTML."""
+    book = opened("02_annotate")
+    book.run_all()
+    book.wait_for("Gallery")
+    page, file = book.page, book.path.parent / "demo_output/pictures/annotations.txt"
     box = page.locator(".lace-gallery-caption textarea").first
     box.fill("")
-    box.press_sequentially(TYPED, delay=5)
-    until(lambda: f"lace_000.jpg\t{TYPED}\n" in file.read_text(encoding="utf-8"))
-    page.locator("button.lace-gallery-next").click()
-    page.get_by_text("page 2 of").wait_for()
-    page.locator("button.lace-gallery-back").click()
-    page.get_by_text("page 1 of").wait_for()
-    until(lambda: page.locator(".lace-gallery-caption textarea").first.input_value() == TYPED)
-    assert page.locator(".lace-gallery-card b", has_text="bold").count() == 0, "what is typed is text, not HTML"
-
-    page.locator(".lace-gallery-use input").nth(1).uncheck()
-    until(lambda: (folder / "demo_output/pictures/dataset.json").is_file())
-    page.screenshot(path=str(tmp_path / "gallery.png"))
-    page.keyboard.press("Control+s")
-    time.sleep(2)
-    assert (folder / "02_annotate.ipynb").stat().st_size < 1_000_000
-
-    open_book(page, address)
-    assert f"lace_000.jpg\t{TYPED}\n" in file.read_text(encoding="utf-8")
-    run_all(page)
-    until(lambda: _first_caption(page) == TYPED, seconds=240)
-    assert not page.locator(".lace-gallery-use input").nth(1).is_checked()
-    assert not errors
-
-
-def test_text_typed_right_before_paging_on_stays_with_its_picture(lab, page):
-    """L11: a click overtakes text that the browser still holds back."""
-    address, folder = lab
-    file = folder / "demo_output/pictures/annotations.txt"
-    open_book(page, address)
-    run_all(page)
-    page.wait_for_selector(".lace-gallery-card img", timeout=WAIT_MS)
-    before = dict(line.split("\t") for line in file.read_text(encoding="utf-8").splitlines())
-    box = page.locator(".lace-gallery-caption textarea").first
-    box.fill("a photo of <myspecialstyle> ")
-    box.press_sequentially("x" * 60)  # without a pause: the kernel lags behind
+    box.press_sequentially(TYPED, delay=2)
+    until(lambda: f"lace_000.jpg\t{TYPED}\n" in file.read_text(encoding="utf-8"), "the caption is kept")
     page.locator("button.lace-gallery-next").first.click()
     page.get_by_text("page 2 of").wait_for()
-    expected = before | {"lace_000.jpg": "a photo of <myspecialstyle> " + "x" * 60}
-    until(lambda: dict(line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()) == expected)
+    assert page.locator(".lace-gallery-card img").first.evaluate("one => one.naturalWidth > 0")
+    page.locator("button.lace-gallery-back").first.click()
+    page.get_by_text("page 1 of").wait_for()
+    until(lambda: page.locator(".lace-gallery-caption textarea").first.input_value() == TYPED, "it stands there")
+    assert page.locator(".lace-gallery-card b", has_text="bold").count() == 0
+    assert_it_fits_a_phone(book)
 
 
-def test_a_photograph_is_prepared_with_the_sliders(lab, page):
-    """L11: a corner typed into its slider is kept in dataset.json; the file itself is left alone."""
-    address, folder = lab
-    open_book(page, address)
-    run_all(page)
-    page.wait_for_selector(".lace-gallery-card img", timeout=WAIT_MS)
-    before = (folder / "demo_output/pictures/lace_000.jpg").read_bytes()
-    page.locator("button.lace-gallery-prepare").first.click()
-    page.locator(".lace-swatch-straighten input").check()
-    dataset = folder / "demo_output/pictures/dataset.json"
-    until(lambda: dataset.is_file() and "corners" in dataset.read_text(encoding="utf-8"))
-    readout = page.locator(".lace-swatch-corner-1-across .widget-readout")
-    readout.click()
-    page.keyboard.press("Control+a")
-    page.keyboard.type("12.5")
-    page.keyboard.press("Enter")
-    until(lambda: json.loads(dataset.read_text())["images"][0]["swatch"]["corners"][0][0] == 0.125)
-    assert (folder / "demo_output/pictures/lace_000.jpg").read_bytes() == before
-    page.get_by_text("prepared").first.wait_for()
+def test_03_a_training_is_changed_in_the_form_watched_stopped_and_goes_on(opened):
+    """L2, L14: prompt and steps as typed; ■ ends it after a step; the same cell again goes on to the end."""
+    book = opened("03_train", train_batch_size=2, num_class_images=2)
+    for title in ("Install", "", "Plan", "Form"):
+        book.run(title)
+        book.wait_for(title)
+    book.set_text("instance_prompt", TYPED)
+    book.set_number("max_train_steps", STEPS)
+    book.set_number("sample_every", 3)
+    book.run("Train")
+    book.wait_for("Train", says=rf"step [2-9]/{STEPS}")
+    assert 0 < book.page.locator(".lace-progress-bar .progress-bar").bounding_box()["width"]
+    book.stop()
+    said = book.wait_for("Train")
+    stopped = int(re.search(rf"Stopped at step (\d+) of {STEPS}", said)[1])
+    assert 2 <= stopped < STEPS
+    run = book.path.parent / "demo_output/demo"
+    assert (run / f"checkpoints/step-{stopped:06d}").is_dir()
+
+    book.run("Train")
+    book.wait_for("Train", says=f"after step {stopped}")
+    until(lambda: not book.is_running("Train"), "the training ends", 120)
+    output = book.output("Train")
+    assert f"step {STEPS}/{STEPS}" in output.inner_text()
+    assert output.locator(".lace-progress-chart svg path, .lace-progress-chart svg polyline").count()
+    samples = output.locator(".lace-thumbnail img")
+    until(lambda: samples.evaluate_all("all => all.length && all.every(one => one.naturalWidth > 0)"), "samples stand")
+    facts = json.loads((run / "adapter/adapter.json").read_text(encoding="utf-8"))
+    assert (facts["step"], facts["instance_prompt"]) == (STEPS, TYPED)
+    assert [row["step"] for row in rows_of(run / "log.jsonl") if "loss" in row] == list(range(1, STEPS + 1))
+
+    book.run("Before and after")
+    book.wait_for("Before and after")
+    strip = book.output("Before and after").locator("img")
+    assert strip.evaluate("one => one.naturalWidth") > 300
+    assert_it_fits_a_phone(book)
 
 
-def test_a_starred_design_is_refined_alone(lab, page, tmp_path):
-    """L7, L11: four are drawn unrefined, one is starred, the form is changed, and only that one is drawn again."""
-    address, folder = lab
-    line = "train --preset demo --max-train-steps 2 --num-class-images 2 --log-with none"
-    subprocess.run(
-        [sys.executable, "-m", "lace_lora.main", *line.split()], cwd=folder, check=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    images = folder / "demo_output/demo/images"
-    open_book(page, address, "04_generate")
-    run_all(page)
-    page.wait_for_selector(".lace-designs-card img", timeout=WAIT_MS)
+def test_04_designs_fill_the_gallery_and_a_starred_one_is_refined_alone(opened, trained):
+    """L7, L11: three are drawn unrefined, one is starred, the form is changed, and only that one is drawn again."""
+    book = opened("04_generate", num_images=3, num_inference_steps=8, refine="none", seed=0)
+    images = book.path.parent / "demo_output/demo/images"
+    book.run_all()
+    book.wait_for("Favourites again, or variations")
+    page = book.page
+    assert page.locator(".lace-designs-card img").count() == 3
     page.locator("button.lace-designs-star").nth(2).click()
     stars = images / "sheet/starred.json"
-    until(lambda: stars.is_file() and [one["index"] for one in json.loads(stars.read_text())["starred"]] == [2])
+    until(lambda: stars.is_file() and [one["index"] for one in json.loads(stars.read_text())["starred"]] == [2], "a ★")
     page.locator("button.lace-designs-look").nth(2).click()
     page.wait_for_selector(".lace-designs-large img")
-    page.screenshot(path=str(tmp_path / "designs.png"))
 
-    page.locator(".lace-refine select").select_option("ensemble")
+    book.choose("refine", "ensemble")
     page.locator("button.lace-designs-redraw").click()
     page.get_by_text("are to be drawn again: run the next cell").wait_for()
-    last = page.locator(".jp-CodeCell").last
-    last.scroll_into_view_if_needed()
-    last.locator(".jp-InputArea-editor").click()
-    page.keyboard.press("Shift+Enter")
-    until(lambda: (images / "sheet-2/sheet-2.zip").is_file(), seconds=120)
-    rows = [json.loads(row) for row in (images / "sheet-2/images.jsonl").read_text().splitlines()]
-    assert [(row["seed"], row["refine"]) for row in rows] == [(2, "ensemble")]
+    book.run("Favourites again, or variations")
+    book.wait_for("Favourites again, or variations", says="designs in .*sheet-2")
+    assert (images / "sheet-2/sheet-2.zip").is_file()
+    assert [(row["seed"], row["refine"]) for row in rows_of(images / "sheet-2/images.jsonl")] == [(2, "ensemble")]
     assert not list((images / "sheet").glob("refined_output_*"))
+    assert_it_fits_a_phone(book)
 
 
-def test_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(lab, page, tmp_path):
-    """P24: two answers by button, one typed, one taken back; what was said stands on the disk and in the report."""
-    address, folder = lab
-    training = "train --max-train-steps 2 --num-class-images 2 --log-with none"
-    for line in (training, "generate --num-images 2 --refine none"):
-        subprocess.run(
-            [sys.executable, "-m", "lace_lora.main", *line.split(), "--preset", "demo"], cwd=folder, check=True,
-            capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    evaluation = folder / "demo_output/demo/evaluation"
-    answers = evaluation / "blind.jsonl"
-    open_book(page, address, "05_evaluate")
-    run_all(page)
-    page.wait_for_selector(".lace-rating-picture img", timeout=2 * WAIT_MS)
+def test_05_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(opened, trained):
+    """P24: an answer by button, one typed, one taken back; what was said stands on the disk and in the report."""
+    if not (trained / "demo_output/demo/images").is_dir():
+        lace_lora(trained, "generate --preset demo --num-images 2 --num-inference-steps 4 --refine none")
+    book = opened("05_evaluate", num_evaluated=4, num_inference_steps=4)
+    evaluation = book.path.parent / "demo_output/demo/evaluation"
+    book.run_all()
+    book.wait_for(REPORT)
+    page = book.page
 
-    def said() -> list[str]:
-        return [json.loads(line)["said"] for line in answers.read_text().splitlines()] if answers.is_file() else []
+    def said():
+        return [row["said"] for row in rows_of(evaluation / "blind.jsonl")]
 
-    page.screenshot(path=str(tmp_path / "blind.png"))
     page.wait_for_timeout(1500)  # an answer within a second is not taken
     page.locator("button.lace-rating-left").click()
-    until(lambda: said() == ["left"])
+    until(lambda: said() == ["left"], "the answer is kept")
     page.wait_for_timeout(1500)
     page.locator(".lace-rating-typed input").fill("4")
-    until(lambda: said() == ["left", "neither"])
+    until(lambda: said() == ["left", "neither"], "the answer is kept")
     page.locator("button.lace-rating-back").first.click()
-    until(lambda: said() == ["left", "neither", None])
+    until(lambda: said() == ["left", "neither", None], "the answer is taken back")
     for scale in ("clarity", "compliance"):
         page.locator(f".lace-rating-{scale} button", has_text="4").click()
     page.locator("button.lace-rating-save").click()
-    until(lambda: "sheet,0," in (evaluation / "ratings.csv").read_text(encoding="utf-8"))
-    page.screenshot(path=str(tmp_path / "experts.png"))
-    assert (folder / "demo_output/demo/report.html").is_file()
-
-
-def _first_caption(page) -> str:
-    boxes = page.locator(".lace-gallery-caption textarea")
-    return boxes.first.input_value() if boxes.count() else ""
-
-
-def test_the_browser_is_the_one_of_this_machine():
-    """The skip reasons above must not hide a browser that is there."""
-    assert Path(str(CHROMIUM)).is_file()
+    until(lambda: "sheet,0," in (evaluation / "ratings.csv").read_text(encoding="utf-8"), "the rating is kept")
+    book.run(REPORT)
+    book.wait_for(REPORT)
+    report = (evaluation.parent / "report.html").read_text(encoding="utf-8")
+    assert "ratings" in report
+    assert_it_fits_a_phone(book)
