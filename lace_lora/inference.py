@@ -65,9 +65,9 @@ def run(
     settled = presets.settle(config, machine)
     if settled.banner:
         say(settled.banner)
-    estimate.check_drawing(settled.config, machine)
     own_shelf = Shelf.of(machine, say) if shelf is None else None
     order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
+    estimate.check_drawing(_as_drawn(settled.config, order), machine)
     stop, lacked = stopping.Stop(), False
     with order.workplace.locked(order.shard, say):
         order.workplace.bring()
@@ -82,6 +82,14 @@ def run(
                 own_shelf.give_back()
         is_whole = _ended(order, stop, lacked, say)
         return _delivered(order, is_whole, stop, say)
+
+
+def _as_drawn(config: Config, order: Order) -> Config:
+    """The settings with the base model and the largest size of the order: both may be the LoRA's, not the config's."""
+    width, height = max(((one.width, one.height) for one in order.pictures), key=lambda size: size[0] * size[1])
+    drawn = {"pretrained_model": order.base_model, "refiner_model": order.refiner_model}
+    refine = config.refine if order.refining else "none"
+    return config.with_preset(drawn | {"width": width, "height": height, "refine": refine})
 
 
 def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None) -> bool:
