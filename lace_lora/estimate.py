@@ -37,8 +37,7 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
     settled = presets.settle(config, machine)
     settings = settled.config
     # Only into the demo's own folder, and again where a cut left it half: annotations.txt is written last.
-    is_ours = settled.preset == "demo" and "images_dir" not in config.overridden
-    if is_ours and not (Path(settings.images_dir) / "annotations.txt").is_file():
+    if presets.draws_its_own(settled) and not (Path(settings.images_dir) / "annotations.txt").is_file():
         from lace_lora.demo.draw import write_lace_folder
 
         say(f"Drawing the demo's pictures of lace into {settings.images_dir} …")
@@ -47,6 +46,20 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
     own_folders.make(settings, say)
     return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)))
+
+
+def for_looking(config: Config, say: Callable[[str], None] = print) -> Config:
+    """The settings under which photographs are looked at and captioned: a person's own are judged for SDXL.
+
+    Without a GPU the demo's miniature learns at 96 px, at which no photograph is too small; but she looks through her
+    photographs on such a machine for the training on another one. Raises as `prepare`.
+    """
+    settled = presets.settle(config, Machine.here(config.drive_mount_path, config.lora_output_dir))
+    found = prepare(config, say=say).config
+    is_judged_for_sdxl = settled.preset == "demo" and not presets.draws_its_own(settled)
+    if is_judged_for_sdxl and "resolution" in settled.reasons:
+        return found.with_preset({"resolution": SIDES[0] if config.resolution == "auto" else config.resolution})
+    return found
 
 
 def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:

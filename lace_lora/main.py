@@ -108,7 +108,7 @@ def check(config: Config) -> None:
     from lace_lora import check as room
     from lace_lora import counting
 
-    settled = _planned(config).config
+    settled = _looked_at(config)
     tell: Callable[[int], None] | None = None
 
     def progress(done: int, total: int) -> None:
@@ -137,7 +137,7 @@ def annotate(config: Config, overwrite: bool, mend: bool) -> None:
     from lace_lora import annotate as room
     from lace_lora import machine
 
-    settled = _planned(config).config
+    settled = _looked_at(config)
     here = machine.Machine.here(settled.drive_mount_path)
     captioner = room.captioner_of(settled, here, _say)
     path = room.run(settled, captioner=captioner, overwrite=overwrite, mend=mend, say=_say)
@@ -168,7 +168,7 @@ def export_captions(
     from lace_lora import annotate, caption_export
 
     settings = declared.load(*(config_files or declared.found()), images_dir=images_dir)
-    settled = _planned(settings).config
+    settled = _looked_at(settings)
     names = annotate.planned(settled, _say)
     written = caption_export.write(settled.images_dir, names, kind, to=to, say=_say)
     print(f"{len(names)} pictures with captions: {written}")
@@ -346,6 +346,13 @@ def _open(config: Config) -> Config:
     if settled.banner:
         print(banner.framed(settled.banner), file=sys.stderr)
     return settled.config
+
+
+def _looked_at(config: Config) -> Config:
+    from lace_lora import estimate
+
+    _open(config)
+    return estimate.for_looking(config, say=_say)
 
 
 def _planned(config: Config) -> "Plan":

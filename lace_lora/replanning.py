@@ -77,7 +77,7 @@ def _duration(minutes: float | None) -> str:
 def _counted(settled: presets.Settled) -> int | PicturesError:
     """How many pictures are to be learnt, or why they cannot be counted."""
     folder = settled.config.images_dir
-    if settled.preset == "demo" and "images_dir" in settled.reasons and not Path(folder).is_dir():
+    if presets.draws_its_own(settled) and not Path(folder).is_dir():
         return PicturesError(f"The demo's pictures are not drawn yet: {folder} is filled when the training begins.")
     try:
         return count_pictures(folder, set(settled.config.image_types))

@@ -142,6 +142,17 @@ def test_the_chart_and_the_samples_of_a_run_that_goes_on_begin_with_what_was_don
     assert "loss 0.250" in drawn[1].children[0].children[1].value and not drawn[1].children[2].children
 
 
+def test_a_drive_that_does_not_answer_costs_no_step(drawn, tmp_path, monkeypatch):
+    """L14: what was done before is then not shown."""
+
+    def gone(_):
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(progress.checkpoint, "read_json_lines", gone)
+    progress.training(RunFolder(tmp_path / "lace"))(step(21, 40))
+    assert drawn[0].children[0].children[1].value.startswith("step 21/40  loss 0.250")
+
+
 def test_the_gallery_fills_up_and_stays_light(drawn, tmp_path):
     """L6: forty noisy pictures, of which the newest are shown, each with a text."""
     show = progress.gallery(40)
