@@ -66,3 +66,6 @@ $(VENV)/.test: $(VENV)/.base
 	@echo "== Installing the notebooks' and the tests' libraries (once)."
 	$(PIP) -e ".[notebooks,training,test,browser]"
 	@touch $@
+
+# make test-colab, make test-colab-short: the tests with the versions that Colab has.
+include tests/colab/rules.mk

@@ -28,7 +28,7 @@ from lace_lora.config import Config
 from lace_lora.errors import LaceError, PicturesError
 from lace_lora.file_names import printable
 from lace_lora.image_files import open_picture
-from lace_lora.own_files import OwnFile
+from lace_lora.own_files import OwnFile, spare_of
 from lace_lora.queries import token_pattern
 from lace_lora.swatch import Swatch
 
@@ -71,12 +71,12 @@ class Album:
         self._ranks = {"least sharp": report.least_sharp, "most compressed": report.most_compressed}
         self._before: list[dict[str, tuple[str, str]]] = []  # of each change of many: name -> caption before and after
         self._is_on_drive = local_copies.is_on_drive(report.folder, settings.drive_mount_path)
-        annotations = AnnotationsFile(report.folder, annotate.file_of(settings), say)
+        annotations = AnnotationsFile(report.folder, annotate.file_of(settings), say, self._cache)
         lines = annotations.captions()  # those that cannot be read are refused before anything is shown
         # A picture without a line would not be learnt; the first change gives it one.
         self._without = {one.name: settings.instance_prompt for one in report.usable if one.name not in lines}
         self._captions = _Keeper(annotations, SECONDS_BETWEEN_WRITES_ON_DRIVE if self._is_on_drive else 0.0)
-        self._decisions = OwnFile(report.folder / DATASET, say)
+        self._decisions = OwnFile(report.folder / DATASET, say, spare_of(report.folder / DATASET, self._cache))
         known = {name_of(report.folder, one): one for one in dataset_of(self._folder).examples}
         captions = annotate.captions_of(settings, report, say)
         self._without |= {name: captions[name] for name in self._without.keys() & captions.keys()}

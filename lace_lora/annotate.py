@@ -6,8 +6,9 @@ be trained on.
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lace_lora import caption_files, caption_lint, captioners, data_utils, stopping, suggest
 from lace_lora.annotations import ANNOTATIONS, dataset_of, name_of
@@ -17,7 +18,10 @@ from lace_lora.config import Config
 from lace_lora.errors import LaceError, SettingsError
 from lace_lora.families import folders
 from lace_lora.file_names import slug
+from lace_lora.local_copies import is_on_drive
 from lace_lora.machine import Machine
+from lace_lora.own_files import spare_of
+from lace_lora.own_folders import is_away
 
 Say = Callable[[str], None]
 
@@ -47,18 +51,27 @@ def run(
     """
     check_words(settings)
     folder, file = Path(settings.images_dir).expanduser(), file_of(settings)
-    report = report or data_utils.check_images(folder, set(settings.image_types), compare=False)
+    report = report or _checked(settings, say)
     replaces_all = overwrite and captioner is None
     told = {} if replaces_all else captions_of(settings, report, say)
     data_utils.create_annotations(
         folder, settings.instance_prompt, set(settings.image_types), told, overwrite=replaces_all,
-        file=file, checked=report, say=say,
+        file=file, checked=report, say=say, spare=spare_of(file, settings.cache_dir),
     )  # fmt: skip
     if captioner is not None:
         _suggested(settings, report, file, captioner, overwrite, stop, say)
     if mend:
         _mended(settings, report, file, say)
     return file
+
+
+def _checked(settings: Config, say: Say) -> CheckReport:
+    """Which pictures can be used; those on Drive are copied to this machine, where training reads them too."""
+    is_far = is_on_drive(Path(settings.images_dir).expanduser(), settings.drive_mount_path)
+    return data_utils.check_images(
+        settings.images_dir, set(settings.image_types), compare=False, say=say,
+        cache_dir=settings.cache_dir if is_far else None, drive_mount_path=settings.drive_mount_path,
+    )  # fmt: skip
 
 
 def check_words(settings: Config) -> None:
@@ -81,7 +94,8 @@ def _suggested(
     names = [one.name for one in report.usable if one.name not in left_out]
     found = suggest.captions(
         folder, names, captioner, concept_token=settings.concept_token,
-        existing=suggest.written(folder, file), save=suggest.saver(folder, file, say), swatches=swatches,
+        existing=suggest.written(folder, file), swatches=swatches,
+        save=suggest.saver(folder, file, say, settings.cache_dir),
         instance_prompt=settings.instance_prompt, overwrite=overwrite, stop=stop, say=say,
     )  # fmt: skip
     say(found.summary)
@@ -95,7 +109,7 @@ def _mended(settings: Config, report: CheckReport, file: Path, say: Say) -> None
             captions[name] = finding.mend(captions[name]) if finding.mend else captions[name]
     count = sum(captions[name] != before[name] for name in before)
     if count:
-        suggest.saver(report.folder, file, say)(captions)
+        suggest.saver(report.folder, file, say, settings.cache_dir)(captions)
     say(f"captions  {count} mended")
 
 
@@ -109,7 +123,9 @@ def _elsewhere(settings: Config) -> Path:
     """One file for each folder of photographs, whatever the run."""
     folder = Path(settings.images_dir).expanduser().absolute()
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
-    return Path(settings.lora_output_dir).expanduser() / "annotations" / f"{slug(folder.name)}-{digest}.txt"
+    place = Path(settings.lora_output_dir).expanduser()
+    place = Path(settings.cache_dir).expanduser() if is_away(place, settings.drive_mount_path) else place
+    return place / "annotations" / f"{slug(folder.name)}-{digest}.txt"
 
 
 def captions_of(settings: Config, report: CheckReport, say: Say) -> dict[str, str]:
@@ -135,7 +151,7 @@ def learnt(settings: Config) -> dict[str, str]:
 
 def planned(settings: Config, say: Say) -> dict[str, str]:
     """The captions that training would read, by name, without writing anything: of usable pictures not left out."""
-    report = data_utils.check_images(settings.images_dir, set(settings.image_types), compare=False)
+    report = _checked(settings, say)
     texts = captions_of(settings, report, say)
     return {record.name: texts.get(record.name, settings.instance_prompt) for record in report.learnt}
 
@@ -155,17 +171,21 @@ def captioner_of(settings: Config, machine: Machine, say: Say = print) -> Captio
 
 def lint(settings: Config, captions: Mapping[str, str]) -> tuple[caption_lint.Finding, ...]:
     """What is wrong with the captions of a set; their length too, where the base model is on this machine already."""
-    try:
-        tokenizers = None
-        if not folders.fetch_notice(settings.pretrained_model):
-            from lace_lora.families import sdxl  # loads torch
-
-            tokenizers = sdxl.load_tokenizers(settings.pretrained_model)
-    except LaceError:  # no model here, and none may be fetched: training says so in its own words
-        tokenizers = None
     return caption_lint.lint(
         captions,
         concept_token=settings.concept_token,
-        tokenizers=tokenizers,
+        tokenizers=tokenizers_here(settings),
         instance_prompt=settings.instance_prompt,
     )
+
+
+def tokenizers_here(settings: Config) -> Sequence[Any] | None:
+    """What the base model cuts a caption into tokens with; None where it is not on this machine already."""
+    try:
+        if folders.fetch_notice(settings.pretrained_model):
+            return None
+        from lace_lora.families import sdxl  # loads torch
+
+        return sdxl.load_tokenizers(settings.pretrained_model)
+    except LaceError:  # no model here, and none may be fetched: training says so in its own words
+        return None

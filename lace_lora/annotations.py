@@ -13,7 +13,7 @@ and of other tools are kept on saving. Files of version 1, which knew path and c
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,19 @@ class Example:
 
     swatch  what is done to the picture on opening it; None for nothing
     use     False for a picture that is left out of training, as its person decided
+    place   where it is read: a copy on this machine of one that lies on Drive; None where it is the picture itself
     """
 
     path: Path
     caption: str
     swatch: Swatch | None = None
     use: bool = True
+    place: Path | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def file(self) -> Path:
+        """The file to read."""
+        return self.place or self.path
 
 
 @dataclass(frozen=True)

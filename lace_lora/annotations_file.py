@@ -11,7 +11,7 @@ from pathlib import Path
 from lace_lora.annotations import ANNOTATIONS, complaint, parse
 from lace_lora.checkpoint import write_text
 from lace_lora.file_names import printable, relative_name
-from lace_lora.own_files import OwnFile, backup_name, writable
+from lace_lora.own_files import OwnFile, backup_name, spare_of, writable
 
 _log = logging.getLogger(__name__)
 _ONE_WRITER = threading.RLock()  # a gallery's timer and a cell run in one program
@@ -20,13 +20,20 @@ _ONE_WRITER = threading.RLock()  # a gallery's timer and a cell run in one progr
 class AnnotationsFile:
     """The captions of a folder of photographs by name, in a file there or elsewhere.
 
-    say  is told where earlier content is kept
+    say        is told where earlier content is kept
+    cache_dir  where the content is put down while the file cannot be written; None puts it nowhere
     """
 
-    def __init__(self, folder: Path, path: Path | None = None, say: Callable[[str], None] = _log.info) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        path: Path | None = None,
+        say: Callable[[str], None] = _log.info,
+        cache_dir: str | Path | None = None,
+    ) -> None:
         self.folder = Path(folder).expanduser()
         self.path = path or self.folder / ANNOTATIONS
-        self._file = OwnFile(self.path, say)
+        self._file = OwnFile(self.path, say, spare_of(self.path, cache_dir) if cache_dir else None)
         self._say = say
         self._own: dict[str, str] = {}  # what was written here, as it was written last
 

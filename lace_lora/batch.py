@@ -79,12 +79,7 @@ def run(
     chosen = notebooks(folder)
     known = {notebook: parameters_of(notebook) for notebook in chosen}
     values = checked(parameters, known)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotebookError(
-            f"The folder {output} cannot be made ({error.strerror}). Choose another --output."
-        ) from error
+    make_folder(output)
     done = []
     for notebook in chosen:
         say(f"{notebook.name} …")
@@ -93,6 +88,16 @@ def run(
         say(f"{notebook.name}  done in {perf_counter() - began:.0f} s, kept as {output / notebook.name}")
         done.append(output / notebook.name)
     return done
+
+
+def make_folder(output: Path) -> None:
+    """Make the folder that results go into, unless it is there. Raises NotebookError where it cannot be made."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotebookError(
+            f"The folder {output} cannot be made ({error.strerror}). Choose another --output."
+        ) from error
 
 
 def _execute(notebook: Path, kept: Path, parameters: dict[str, Any]) -> None:

@@ -23,7 +23,9 @@ def notebooks(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="with --sweep: combinations that run at a time")] = 1,
     verbs: Annotated[
-        str, typer.Option(metavar="VERBS", help="with --sweep: train,generate and the like in place of the notebooks")
+        str,
+        # Named here as well: typer 0.27, which Colab has, takes a metavar in the argument's own letters for its name.
+        typer.Option("--verbs", metavar="VERBS", help="with --sweep: train,generate and the like, not the notebooks"),
     ] = "",
     slurm: Annotated[bool, typer.Option("--slurm", help="with --sweep: have Slurm run them, by submitit")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")] = False,
@@ -53,11 +55,11 @@ def run_sweep(
     Called again, it does what is missing. Raises SettingsError with all that is wrong before anything runs,
     NotebookError once all are done and some failed, KeyboardInterrupt where it was stopped.
     """
-    from lace_lora import combination, crew, machine, sweep_table
+    from lace_lora import batch, combination, crew, machine, sweep_table
     from lace_lora import sweep as room
 
     read = room.read(path, shared, verbs, None if verbs else _taken())
-    _make(output)
+    batch.make_folder(output)
     tasks = [combination.Task(one.name, one.settings, read.verbs, output / one.name) for one in read.combinations]
     print(f"{len(tasks)} combinations of {', '.join(read.varying)}", flush=True)
     records = [combination.Record.read(task) for task in tasks]
@@ -98,15 +100,6 @@ def _gpus(count: int) -> list[str]:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotebookError(
-            f"The folder {folder} cannot be made ({error.strerror}). Choose another --output."
-        ) from error
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lace_lora import throughput
 from lace_lora.errors import ModelError
 from lace_lora.families import sdxl as family
 from lace_lora.machine import Machine
@@ -35,16 +36,9 @@ def in_batches(
 
 
 def batch_size(model: str, width: int, height: int, machine: Machine) -> int:
-    """Pictures computed at once, 8 at most: on a GPU as many latent cells as one SDXL picture of 1024 px has, which
-    with guidance fits beside the UNet in 15 GB, and two or four times as many in 20 or 36 GB.
-
-    On a CPU a batch saves next to nothing (the demo's 96 px: 8 at once 2.92 s, one by one 3.02 s), and a small one
-    loses less when it is cut off.
-    """
+    """Pictures computed at once on this machine, 8 at most; the plan counts with the same number."""
     downscale = family.layout(model).downscale
-    cells = (width // downscale) * (height // downscale)
-    room = 128 * 128 * (4 if machine.vram_gb >= 36 else 2 if machine.vram_gb >= 20 else 1)
-    return max(1, min(8, (room if machine.gpu_name else 48 * 48) // cells))
+    return throughput.pictures_at_once((width // downscale) * (height // downscale), machine)
 
 
 def texts_of(batches: Iterable[Batch]) -> set[str]:

@@ -34,12 +34,12 @@ class Halving:
 def keep(folder: SheetFolder, stage: str, index: int, latents: Mapping[str, Tensor]) -> None:
     """Put down what a stage made of a picture."""
     data = safetensors.torch.save({name: one.contiguous() for name, one in latents.items()})
-    checkpoint.write_bytes(_place(folder, stage, index), data)
+    checkpoint.write_bytes(place(folder, stage, index), data)
 
 
 def kept(folder: SheetFolder, stage: str, index: int) -> dict[str, Tensor] | None:
     """What a stage made of a picture, or None where there is nothing that can be read."""
-    path = _place(folder, stage, index)
+    path = place(folder, stage, index)
     try:
         found: dict[str, Tensor] | None = safetensors.torch.load_file(path) if path.is_file() else None
     except SafetensorError:
@@ -55,7 +55,7 @@ def has_all(folder: SheetFolder, stage: str, batch: Iterable[int]) -> bool:
 def forget(folder: SheetFolder, stage: str, batch: Iterable[int]) -> None:
     """Delete what a stage left of a batch, once its pictures are finished."""
     for index in batch:
-        _place(folder, stage, index).unlink(missing_ok=True)
+        place(folder, stage, index).unlink(missing_ok=True)
 
 
 def record(folder: SheetFolder, halvings: Iterable[Halving], shard: Shard) -> None:
@@ -88,5 +88,6 @@ def cut(batch: Sequence[int], at_most: int) -> list[Pictures]:
     return [tuple(batch[start : start + at_most]) for start in range(0, len(batch), at_most)]
 
 
-def _place(folder: SheetFolder, stage: str, index: int) -> Path:
+def place(folder: SheetFolder, stage: str, index: int) -> Path:
+    """Where what a stage made of a picture is put down."""
     return folder.latents / f"{stage}-{index:06d}.safetensors"

@@ -163,14 +163,14 @@ def fingerprints(
     Raises PicturesError naming the file that cannot be read.
     """
     store = open_store(cache_dir, say)
-    digests = [digest_of(example.path) for example in examples]
-    paths = dict(zip(digests, (example.path for example in examples), strict=True))
-    missing = [digest for digest in paths if _print_key(digest) not in store]
+    digests = [digest_of(example.file) for example in examples]
+    of_digest = dict(zip(digests, examples, strict=True))
+    missing = [digest for digest in of_digest if _print_key(digest) not in store]
     if missing:
         say(f"pictures  {len(missing)} to look at, for pieces that are there more than once")
     try:
         for digest in missing:
-            store.add(_seen(digest, open_picture(paths[digest]), store))
+            store.add(_seen(digest, opened(of_digest[digest]), store))
     finally:
         store.save()
     found = [store[_print_key(digest)].numpy().copy() for digest in digests]
@@ -185,7 +185,7 @@ def time_ids(cut: Cut) -> Tensor:
 
 def in_order(examples: Iterable[Example]) -> list[Example]:
     """Examples by content and caption: chance is drawn by place, so a renamed file must not change its place."""
-    return sorted(examples, key=lambda one: (digest_of(one.path), one.caption, pixels_digest(one)))
+    return sorted(examples, key=lambda one: (digest_of(one.file), one.caption, pixels_digest(one)))
 
 
 def data_digest(examples: Iterable[Example]) -> str:
@@ -219,8 +219,8 @@ def _encode_pictures(
         tell = counting.lines(store.say, "encoded", len(missing))
         for digest in missing:
             one = of_digest[digest]
-            photograph = open_picture(one.path)
-            store.add(_seen(digest_of(one.path), photograph, store))
+            photograph = opened(one)
+            store.add(_seen(digest_of(one.file), photograph, store))
             picture = swatch.apply(photograph, one.swatch, one.path)
             store.add(_sized(digest, picture, store))
             _encode_cuts(picture, one.path, digest, _cuts(digest, cutting, store), encoder, store, vae_key)
@@ -283,6 +283,14 @@ def _load_vae(model: str, vae_model: str | None, device: str) -> Any:
 # -- what is known of a picture --
 
 
+def opened(example: Example) -> Image.Image:
+    """The picture upright, in RGB. Raises PicturesError that names the photograph, not the copy that is read of it."""
+    try:
+        return open_picture(example.file)
+    except PicturesError as error:
+        raise PicturesError(str(error).replace(str(example.file), str(example.path))) from error
+
+
 def digest_of(path: Path) -> str:
     """sha256 of a picture's file. Raises PicturesError where it cannot be read."""
     try:
@@ -295,7 +303,7 @@ def digest_of(path: Path) -> str:
 
 def pixels_digest(example: Example) -> str:
     """What names a picture's pixels as they are learnt (hex): its file, and what its swatch does to it."""
-    return swatch.digest(digest_of(example.path), example.swatch)
+    return swatch.digest(digest_of(example.file), example.swatch)
 
 
 @lru_cache(maxsize=10_000)

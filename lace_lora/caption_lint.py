@@ -31,7 +31,7 @@ _LINKS_WORDS = re.compile(r"[\s,;]*")  # between two words of one phrase; a full
 _BREAK = re.compile(f"[\t{LINE_BREAKS}]")
 _INVISIBLE = "\ufeff\u200b\u2060\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _ARTICLES = frozenset(("a", "an", "the"))
-_STOP_WORDS = _ARTICLES | frozenset(
+STOP_WORDS = _ARTICLES | frozenset(
     "about above across after against along among and are around as at be before behind below beneath beside between "
     "both but by down each for from has have her here his in inside into is it its like my near no not of off on onto "
     "or our out over own so some such than that their there these this those through to under up upon very was were "
@@ -120,6 +120,11 @@ def _pictures(names: Sequence[str]) -> str:
     if not names:
         return "-"
     return printable(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def words_of(caption: str, concept_token: str) -> list[str]:
+    """The words of a caption in small letters, in order, without the concept token."""
+    return [piece.word for piece in _pieces(caption, concept_token) if piece.word]
 
 
 def one_line(text: str) -> str:
@@ -240,7 +245,7 @@ def _on_phrases(filled: Mapping[str, str], token: str, instance_prompt: str) -> 
     """The longest phrases of two or more words with a meaning that stand in nearly all captions."""
     if len(filled) < LEAST_CAPTIONS or _most_common(filled)[1] * 100 > PHRASE_PERCENT * len(filled):
         return  # where all captions are the same there is nothing to single out
-    aside = _STOP_WORDS | {one.word for one in _pieces(instance_prompt, token) if one.word}
+    aside = STOP_WORDS | {one.word for one in _pieces(instance_prompt, token) if one.word}
     for phrase in _frequent([*filled.values()], token, aside):
         names = tuple(name for name, text in filled.items() if without_phrase(text, phrase, token) != text)
         said = " ".join(phrase)
@@ -372,12 +377,12 @@ def _cut(text: str, start: int, end: int, token: str) -> str:
     before = [one for one in pieces if one.end <= start]
     after = [one for one in pieces if one.start >= end]
     follows = after[0] if after and not text[end : after[0].start].strip() else None
-    if follows is None or follows.word in _STOP_WORDS:
-        while before and before[-1].word in _STOP_WORDS and not text[before[-1].end : start].strip():
+    if follows is None or follows.word in STOP_WORDS:
+        while before and before[-1].word in STOP_WORDS and not text[before[-1].end : start].strip():
             start = before.pop().start
     head = text[:start].rstrip()
     if not head or head[-1] in ",;":
-        while after and after[0].word in _STOP_WORDS - _ARTICLES and not text[end : after[0].start].strip():
+        while after and after[0].word in STOP_WORDS - _ARTICLES and not text[end : after[0].start].strip():
             end = after.pop(0).end
     return _joined(head, text[end:].lstrip())
 

@@ -26,6 +26,7 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
     report = data_utils.check_images(
         settings.images_dir, set(settings.image_types), int(settings.resolution), cache_dir=settings.cache_dir,
         drive_mount_path=settings.drive_mount_path, steps=int(settings.max_train_steps), progress=progress,
+        say=say,
     )  # fmt: skip
     notes: list[str] = []
     try:

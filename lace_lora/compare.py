@@ -26,7 +26,8 @@ Finding = Literal["one is better", "other is better", "different", "cannot tell"
 # What decides the numbers that come out of a training, and how long it lasts.
 DECIDING = (*journal.IDENTITY, *journal.WITH_CLASS_PICTURES, "max_train_steps", "num_train_epochs", "instance_prompt")
 # Where files are and what a run is called: these differ between any two runs.
-PLACES = {"run_name", "lora_output_dir", "cache_dir", "drive_mount_path", "preset", "images_dir", "sheet_name"}
+PLACES = {"run_name", "lora_output_dir", "cache_dir", "drive_mount_path", "preset", "images_dir", "sheet_name",
+          "make_folders"}  # fmt: skip
 # Which judge measured the scores of a topic; the others need none.
 JUDGES = {
     "style": "style",

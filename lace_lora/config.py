@@ -53,9 +53,11 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     drive_mount_path: str = setting("/content/drive", "where", "where Google Drive is mounted in Colab")
     images_dir: str = setting("/content/drive/MyDrive/babanne-images", "where", "folder with your photographs")
     lora_output_dir: str = setting("/content/drive/MyDrive/lora_output", "where", "folder in which every run gets a folder of its own")
+    make_folders: bool = setting(False, "where", "make images_dir and lora_output_dir where they are missing; never while Drive is not mounted")
     run_name: str = setting("lace", "where", "name of this run; training again under it goes on where it stopped", pattern=r"^[\w][\w .-]{0,63}$")
     cache_dir: str = setting("~/.cache/lace_lora", "where", "folder for pictures and captions already encoded; may be deleted at any time")
     num_processes: Annotated[int, Field(ge=1, le=4096)] | Auto = setting("auto", "where", "processes that train together, one a GPU; auto takes every GPU of this machine", "processes")
+    must_fit: bool = setting(True, "where", "refuse a run before anything is loaded where the plan says that memory cannot hold it; switch off on a machine that the plan may misjudge")
 
     instance_prompt: str = setting("a photo of <myspecialstyle>", "pictures", "caption for pictures that have none of their own; must hold the concept token", min_length=1)
     class_prompt: str = setting("a photo of a painting", "pictures", "the same thing in ordinary words, for prior preservation and for the refiner", min_length=1)

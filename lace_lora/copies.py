@@ -1,41 +1,33 @@
-"""Is what was made new, or a copy of a photograph that was learnt? Each picture beside the photograph most like it.
+"""The look for copies among pictures: each that was made is laid on the photographs that were learnt.
 
-What is called a copy is measured, not agreed on: a picture that is more like a learnt photograph than anything unseen
-is, by a margin. Pictures held out of training are unseen, and so is each learnt photograph for those of other pieces.
-
-`threshold`, `check` and `memorised` know nothing of pictures: whatever has a likeness of 0 to 1 can be asked the same.
+Pictures held out of training are unseen, and so is each learnt photograph for those of other pieces: what these reach
+sets the threshold (see copy_check).
 """
 
-import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from lace_lora import counting, unseen
+from lace_lora.copy_check import check
 from lace_lora.errors import PicturesError
 from lace_lora.file_names import printable
 from lace_lora.image_files import read_picture
 from lace_lora.nearest import SIDE, Searched, print_of, with_detail_of
-from lace_lora.pictures import font_of, line_height, thumbnail, wrapped
-from lace_lora.scores import CopyCheck, Nearest
+from lace_lora.scores import CopyCheck
 from lace_lora.views import Fingerprint
 
 # Below it nothing is called a copy. Of 69 photographs of different pieces of real lace no two reach 0.75, and of 250
 # drawn pieces of one ground no two 0.79; what is called a copy of them in benchmarks.copies has 0.9 and more, and six
 # pictures that the miniature model learnt by heart have 0.85 to 0.92 when it draws them again.
 FLOOR = 0.82
-MARGIN = 0.2  # of the way from the highest unseen likeness to 1
 LIKENESS = "how well the threads of both lie on each other, turned, mirrored, cut and shifted as fits best (1: same)"
 FEATURE_NEIGHBOURS = 8  # that a style model adds to what the coarse views find
-
-PAIRS = 24  # a page, which must still be read on a phone
-_COLUMNS, _TILE_PX, _FONT_PX, _GAP_PX, _EDGE_PX = 2, 250, 20, 16, 8
-_PAPER, _INK, _NEW, _COPY = (246, 245, 242), (45, 45, 45), (225, 223, 218), (178, 34, 34)
 
 Say = Callable[[str], None]
 Picture = Image.Image | Path | str | Callable[[], Image.Image]  # or what opens it, which may raise PicturesError
@@ -58,97 +50,6 @@ class Features:
     made: Rows
     learnt: Rows
     held_out: Rows | None = None
-
-
-# -- for anything that has a likeness --
-
-
-def threshold(unseen_likeness: Sequence[float], floor: float) -> float:
-    """Above it, something made is called a copy: a little above all that anything unseen reached, or the floor.
-
-    Of new things 1 in n + 1 lies above the highest of n unseen ones, on average; 4 of 100 did in one run: the margin.
-    """
-    return max(floor, (1 - MARGIN) * max([0.0, *unseen_likeness]) + MARGIN)
-
-
-def check(
-    made: Sequence[str],
-    nearest: Sequence[str],
-    likeness: Sequence[float],
-    unseen_likeness: Sequence[float],
-    *,
-    floor: float,
-    compares: str,
-    calibrated_on: int | None = None,
-    how: Sequence[str] = (),
-    feature_distance: Sequence[float] = (),
-) -> CopyCheck:
-    """What was made beside what it is most like, the most alike first, with those called copies that are more alike
-    than anything unseen was.
-
-    made, nearest, likeness  one each: a name, the name of the nearest thing learnt, how alike they are
-    unseen_likeness          how alike things that were not learnt are to the nearest thing learnt
-    floor                    below it nothing is called a copy
-    compares                 what the likeness compares, in words
-    calibrated_on            as how many the unseen count; None is all of them. Fewer where they are not independent
-    how, feature_distance    one each, where they are known: see scores.Nearest
-
-    Raises ValueError where there is not one of each.
-    """
-    limit = threshold(unseen_likeness, floor)
-    hows = how or [""] * len(made)
-    distances: Sequence[float | None] = feature_distance or [None] * len(made)
-    rows = zip(made, nearest, likeness, hows, distances, strict=True)
-    pairs = [Nearest(one, other, alike, alike > limit, words, apart) for one, other, alike, words, apart in rows]
-    return CopyCheck(
-        compares,
-        limit,
-        len(unseen_likeness) if calibrated_on is None else calibrated_on,
-        tuple(sorted(pairs, key=lambda pair: -pair.likeness)),
-    )
-
-
-def memorised(found: CopyCheck, made: str = "designs", learnt: str = "photographs") -> str:
-    """The verdict in one or two sentences: whether what was made is new, and what to do where it is not.
-
-    made, learnt  what they are called, in the plural
-    """
-    if found.refusal:
-        return f"Whether {made} are copies was not measured: {found.refusal}"
-    count, copies = len(found.pairs), found.copies
-    if not count:
-        return f"There were no {made} to compare with the {learnt} that were learnt."
-    if not copies:
-        return _nothing_copied(found, made, learnt)
-    named = ", ".join(f"{_short(pair.made)} of {_short(pair.nearest)}" for pair in copies[:3])
-    more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
-    is_are = "is a copy" if len(copies) == 1 else "are copies"
-    verdict = (
-        f"{len(copies)} of {count} {made} {is_are} of {learnt} that were learnt: {named}{more}. "
-        f"Do not show or sell them as new. Take an earlier checkpoint, train fewer steps, or learn more {learnt}."
-    )
-    if found.calibrated_on and len(copies) <= count / (found.calibrated_on + 1):
-        verdict += f" By chance alone up to 1 of {found.calibrated_on + 1} new {made} is called a copy: look yourself."
-    return verdict
-
-
-def _nothing_copied(found: CopyCheck, made: str, learnt: str) -> str:
-    """The same where nothing is called a copy, with what is nearest to being one."""
-    first, limit = found.pairs[0], found.threshold or 0.0
-    begins = f"; copies begin above {limit:.2f}" if first.likeness <= limit else ""  # it may be of another size class
-    nearest = (
-        f"The most alike, {_short(first.made)} beside {_short(first.nearest)}, has a likeness of "
-        f"{first.likeness:.2f}{begins}."
-    )
-    if limit >= unseen.ALIKE:
-        return (
-            f"The {learnt} of this set are so alike (threshold {limit:.2f}) that a copy can hardly be told from "
-            f"something new here: look yourself. None of {len(found.pairs)} {made} was called a copy. {nearest}"
-        )
-    return f"None of {len(found.pairs)} {made} is a copy of the {learnt} that were learnt. {nearest}"
-
-
-# -- pictures --
 
 
 def look(
@@ -199,6 +100,22 @@ def look(
     return replace(
         checks[0], pairs=tuple(sorted((pair for one in checks for pair in one.pairs), key=lambda one: -one.likeness))
     )
+
+
+def opened(picture: Picture) -> tuple[Image.Image | None, str]:
+    """The picture, large enough to be compared; None where it cannot be read, and why."""
+    if isinstance(picture, Image.Image):
+        return picture, ""
+    if isinstance(picture, Path | str):
+        opened = read_picture(picture, enough_px=2 * SIDE)
+        return opened.image, opened.fault or ""
+    try:
+        return picture(), ""
+    except PicturesError as error:
+        return None, str(error)
+
+
+# -- inside --
 
 
 @dataclass(frozen=True)
@@ -283,25 +200,12 @@ def _read(pictures: Sequence[tuple[str, Picture]], faults: list[str]) -> dict[in
     """Longer sides, px, and fingerprints of the pictures that can be read, by number; of others the fault is told."""
     found = {}
     for number, (name, picture) in enumerate(pictures):
-        image, fault = _opened(picture)
+        image, fault = opened(picture)
         if image is None:
             faults.append(f"{printable(name)}: {fault}")
         else:
             found[number] = max(image.size), print_of(image)
     return found
-
-
-def _opened(picture: Picture) -> tuple[Image.Image | None, str]:
-    """The picture, large enough to be compared; None where it cannot be read, and why."""
-    if isinstance(picture, Image.Image):
-        return picture, ""
-    if isinstance(picture, Path | str):
-        opened = read_picture(picture, enough_px=2 * SIDE)
-        return opened.image, opened.fault or ""
-    try:
-        return picture(), ""
-    except PicturesError as error:
-        return None, str(error)
 
 
 class _Near:
@@ -328,79 +232,3 @@ class _Near:
 def _of_length_one(rows: Rows) -> NDArray[numpy.float64]:
     wide = numpy.asarray(rows, numpy.float64)
     return wide / numpy.maximum(numpy.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-
-
-# -- pages --
-
-
-def sheets(
-    found: CopyCheck, open_made: Callable[[str], Picture], open_learnt: Callable[[str], Picture]
-) -> Iterator[Image.Image]:
-    """Every picture that was made beside the learnt photograph most like it, the most alike first; PAIRS a page.
-
-    open_made, open_learnt  the picture of a name in the check, or its file; one that cannot be read says so
-    """
-    pages = -(-len(found.pairs) // PAIRS)
-    for number in range(pages):
-        pairs = found.pairs[number * PAIRS : (number + 1) * PAIRS]
-        cards = [_card(pair, open_made(pair.made), open_learnt(pair.nearest)) for pair in pairs]
-        rows = [cards[start : start + _COLUMNS] for start in range(0, len(cards), _COLUMNS)]
-        head = "Left what was made, right the photograph most like it; the most alike first."
-        page = f" Page {number + 1} of {pages}." if pages > 1 else ""
-        yield _page([f"{memorised(found)}", head + page], rows)
-
-
-def _page(head: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Cards in rows under a few sentences."""
-    font = font_of(_FONT_PX)
-    width = _COLUMNS * (rows[0][0].width + _GAP_PX) + _GAP_PX
-    lines = [line for sentence in head for line in wrapped(sentence, font, width - 2 * _GAP_PX, 8)]
-    top = 2 * _GAP_PX + len(lines) * line_height(font)
-    heights = [max(card.height for card in row) + _GAP_PX for row in rows]
-    page = Image.new("RGB", (width, top + sum(heights)), _PAPER)
-    _write(page, _GAP_PX, _GAP_PX, lines)
-    for row, height in zip(rows, heights, strict=True):
-        for column, card in enumerate(row):
-            page.paste(card, (_GAP_PX + column * (card.width + _GAP_PX), top))
-        top += height
-    return page
-
-
-def _card(pair: Nearest, made: Picture, learnt: Picture) -> Image.Image:
-    """Two tiles side by side, and what is to be said of them; a copy is framed and called one."""
-    font = font_of(_FONT_PX)
-    width = 2 * _TILE_PX + 3 * _EDGE_PX
-    verdict = f"COPY, likeness {pair.likeness:.2f}" if pair.is_copy else f"new, likeness {pair.likeness:.2f}"
-    below = [
-        *wrapped(f"{verdict}{': ' + pair.how if pair.is_copy and pair.how else ''}", font, width - 2 * _EDGE_PX),
-        *wrapped(f"{_short(pair.made)} | {_short(pair.nearest)}", font, width - 2 * _EDGE_PX),
-    ]
-    card = Image.new(
-        "RGB", (width, _TILE_PX + 2 * _EDGE_PX + len(below) * line_height(font)), _COPY if pair.is_copy else _NEW
-    )
-    for place, (name, picture) in enumerate(((pair.made, made), (pair.nearest, learnt))):
-        image, _ = (picture, "") if isinstance(picture, Path | str) else _opened(picture)
-        tile = thumbnail(image or Path(name), _TILE_PX)
-        left = _EDGE_PX + place * (_TILE_PX + _EDGE_PX)
-        card.paste(tile, (left + (_TILE_PX - tile.width) // 2, _EDGE_PX + (_TILE_PX - tile.height) // 2))
-    _write(card, _EDGE_PX, _TILE_PX + 2 * _EDGE_PX, below, "white" if pair.is_copy else _INK)
-    return card
-
-
-def _write(
-    page: Image.Image, left: int, top: int, lines: Sequence[str], ink: str | tuple[int, int, int] = _INK
-) -> None:
-    font, pen = font_of(_FONT_PX), ImageDraw.Draw(page)
-    for number, line in enumerate(lines):
-        pen.text((left, top + number * line_height(font)), line, ink, font)
-
-
-def _short(name: str) -> str:
-    """A name as people read it: a design by its sheet and number, a cell of a grid by its step and seed."""
-    if design := re.fullmatch(r"(?:.*/)?images/([^/]+)/(?:refined_output|base_result)_(\d+)\.\w+", name):
-        return f"{design[1]}/{int(design[2])}"
-    if cell := re.search(r"step-(\d+)_scale-[^/]*_seed-(\d+)_[^/]*$", name):
-        return f"step {int(cell[1])}, seed {int(cell[2])}"
-    if sample := re.search(r"step-(\d+)/sample_(\d+)\.\w+$", name):
-        return f"step {int(sample[1])}, sample {int(sample[2])}"
-    return "/".join(PurePosixPath(name).parts[-2:])

@@ -106,13 +106,13 @@ def has_all(target: Path, source: Path) -> bool:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All finished files below a folder, by name; not the lock, nor what is being written."""
+    """All finished files below a folder, by name; not the locks, nor what is being written."""
     if size_of(folder) is None:
         return []
     found = []
     for place, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not _is_unfinished(name)]
-        found += [Path(place, name) for name in files if name != LOCK and not _is_unfinished(name)]
+        found += [Path(place, name) for name in files if not _is_unfinished(name)]
     return sorted(found)
 
 
@@ -125,11 +125,13 @@ def reason_of(error: Exception) -> str:
         return "no room is left; empty Drive's bin or delete something there"
     if cause.errno in (errno.ENOTCONN, errno.EIO, errno.ESTALE):
         return f"Drive does not answer: {cause.strerror}"
+    if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"nothing may be written there: {cause.strerror}"
     return f"{cause.strerror or cause}{f': {cause.filename}' if cause.filename else ''}"
 
 
 def _is_unfinished(name: str) -> bool:
-    return Path(name).suffix in (checkpoint.PARTIAL, checkpoint.OLD)
+    return Path(name).suffix in (checkpoint.PARTIAL, checkpoint.OLD, Path(LOCK).suffix)
 
 
 def _raise(error: OSError) -> None:

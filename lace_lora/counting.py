@@ -1,9 +1,14 @@
-"""Progress told in a few lines, whatever the number of things: what is done, the pace, and what is left to wait for."""
+"""Things counted in words, and progress told in a few lines: what is done, the pace, what is left to wait for."""
 
 from collections.abc import Callable
 from time import perf_counter
 
 LINES = 12  # at most, whatever the number of things
+
+
+def counted(count: int, one: str, more: str = "") -> str:
+    """ "1 design", "3 designs"; `more` where the plural is not made by an s."""
+    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def lines(say: Callable[[str], None], what: str, total: int, done: int = 0) -> Callable[[int], None]:

@@ -113,7 +113,7 @@ def _jitter(values: Sequence[float]) -> float:
     return sorted(bends)[len(bends) // 2] if bends else 0.0
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
+def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers between two bounds: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10 ** math.floor(math.log10(rough))
@@ -124,11 +124,11 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 def _axes(frame: _Frame) -> list[str]:
     low, high = frame.losses
     drawn = []
-    for loss in _ticks(low, high, 5):
+    for loss in ticks(low, high, 5):
         _, y = frame.place(0, loss)
         drawn.append(f'<line x1="{_LEFT}" x2="{frame.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e4dfd6"/>')
         drawn.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" {_STYLE}>{loss:.4g}</text>')
-    for step in _ticks(*frame.steps, 6):
+    for step in ticks(*frame.steps, 6):
         if step == int(step):
             x, _ = frame.place(step, low)
             drawn.append(

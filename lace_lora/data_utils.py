@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from lace_lora import near_duplicates, survey
@@ -34,7 +33,7 @@ from lace_lora.errors import PicturesError, SettingsError
 from lace_lora.file_names import line_fault, printable, relative_name
 from lace_lora.image_files import open_picture
 from lace_lora.listing import composed, folder_of, kinds_of, list_images, listed
-from lace_lora.local_copies import is_on_drive, local_copy
+from lace_lora.local_copies import Copies, copy_all, is_on_drive
 from lace_lora.own_files import OwnFile
 from lace_lora.rules_of_thumb import ADVISED_SIDE_PX
 
@@ -77,6 +76,7 @@ def check_images(
     family: str = "sdxl",
     workers: int | None = None,
     progress: survey.Progress | None = None,
+    say: Callable[[str], None] = _log.info,
 ) -> CheckReport:
     """Open every picture once and say what it is; no picture, however damaged, stops the check.
 
@@ -88,6 +88,7 @@ def check_images(
     steps, family     planned updates and the base model's family, for the advice
     workers           programs that decode side by side; None takes two for many pictures, 0 does all in this one
     progress          is told after each picture how many were looked at, and of how many
+    say               is told what is copied from Drive
     returns           the report; print(report) shows a line a file, then the numbers and the advice
 
     Raises PicturesError only for a folder that is missing or has no such pictures; RunError where cache_dir cannot be
@@ -97,11 +98,13 @@ def check_images(
     images, others = listed(folder, extensions)
     captions, notes = _captions_for_check(folder)
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
+    copies = copy_all(images, cache, say) if cache and is_on_drive(folder, drive_mount_path) else Copies()
     looks = survey.look_at_all(
         images,
         max(survey.THUMBNAIL_PX, resolution or SDXL_SIDE_PX),
         cache_dir=cache,
-        fetch=partial(local_copy, cache_dir=cache) if cache and is_on_drive(folder, drive_mount_path) else None,
+        places=copies.places,
+        faults=copies.faults,
         workers=workers,
         progress=progress,
     )
@@ -257,6 +260,7 @@ def create_annotations(
     file: Path | None = None,
     checked: CheckReport | None = None,
     say: Callable[[str], None] = _log.info,
+    spare: Path | None = None,
 ) -> Path:
     """Write annotations.txt: a line `<image_path>` TAB `<prompt>` for every picture that can be used.
 
@@ -265,6 +269,7 @@ def create_annotations(
     file       where to write instead of the folder itself (because it is read-only, or for a copy of one run)
     checked    the report of check_images, so that the pictures are not opened twice
     say        is told, a sentence each, what was left out and what was kept
+    spare      where the lines are put down on this machine if the file cannot be written
 
     returns    the file written; it is left alone when it would not change, and an earlier one is kept as `….bak`
 
@@ -294,7 +299,7 @@ def create_annotations(
     kept = [name for name in names if chosen[name] == earlier.get(name) and chosen[name] != prompt.strip()]
     if kept:
         say(f"kept {len(kept)} captions that are there already")
-    OwnFile(target, say).write("".join(f"{name}\t{caption}\n" for name, caption in chosen.items()))
+    OwnFile(target, say, spare).write("".join(f"{name}\t{caption}\n" for name, caption in chosen.items()))
     return target
 
 

@@ -17,7 +17,7 @@ from lace_lora import page as pages
 from lace_lora import stars
 from lace_lora.errors import LaceError
 from lace_lora.file_names import printable
-from lace_lora.form_parts import button, message, picture, telling
+from lace_lora.form_parts import Said, button, message, picture
 from lace_lora.notebook import HOVER, PICTURE_WIDTH_PX, has_front_end
 from lace_lora.run_folder import RunFolder, SheetFolder
 from lace_lora.stars import NO_STAR, STAR, Designs
@@ -231,6 +231,8 @@ class DesignForm:
         self.back, self.next = button("◀ back"), button("next ▶")
         self.again = [button("◀ back"), button("next ▶")]
         self.where, self.counts, self.said = ipywidgets.Label(), ipywidgets.HTML(), ipywidgets.HTML()
+        self._say = Said(self.said)
+        self._do = self._say.doing
         self.counts.layout.margin = "0 0 0 16px"
         self.large = Large()
         # Dense: cards fill the row above the large picture, which stands behind the card that was clicked.
@@ -353,14 +355,6 @@ class DesignForm:
     def _count(self) -> None:
         self.counts.value = message(self._designs.counted(), bool(self._designs.fault))
         self.redraw.disabled = not any(index in self._designs.rows for index in self._designs.starred)
-
-    def _do(self, act: Callable[[], None]) -> None:
-        self._say("")
-        with telling(self._say):
-            act()
-
-    def _say(self, words: str, is_wrong: bool = False) -> None:
-        self.said.value = message(words, is_wrong)
 
 
 def open(run_or_sheet: RunFolder | SheetFolder, *, on_vary: Callable[[str], None] | None = None) -> DesignGallery:

@@ -68,8 +68,7 @@ class PromptScorer:
     scores     pictures and a text for each → a cosine in [-1, 1] each, float64 N
     give_back  lets go of the model's memory; the next `scores` loads it again
 
-    Of CLIP-L on photographs a fitting text gives about 0.2 to 0.3 and a strange one 0.1 to 0.15: only differences
-    between pictures of the same prompts mean something.
+    A cosine has no scale of its own here: only differences between pictures of the same prompts mean something.
     """
 
     label: str

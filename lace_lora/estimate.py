@@ -1,138 +1,37 @@
 """What a run needs on this machine, how long it takes, and the settings that are left to the plan. Arithmetic only.
 
-Sizes and FLOPs of SDXL were counted on its real architecture; GPU speeds are estimates until measured, and say so.
+What a model takes was counted on its architecture (coefficients), what a machine does stands in a table of which each
+row says whether it was measured (throughput). Nothing here loads torch, so that a form can plan at every change.
 """
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from lace_lora import demo, presets
+from lace_lora import coefficients, costs, demo, fitting, own_folders, presets, stage_needs, throughput
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
+from lace_lora.errors import MachineError
 from lace_lora.families import folders
-from lace_lora.machine import Machine
+from lace_lora.machine import Machine, models_folder
+from lace_lora.plans import Caution as Caution
+from lace_lora.plans import Choice as Choice
+from lace_lora.plans import Elsewhere
+from lace_lora.plans import Plan as Plan
+from lace_lora.plans import side_by_side as side_by_side
+from lace_lora.stage_needs import Job
 
-GIB = 1024**3
-
-# SDXL base UNet: parameters and TFLOP of one forward pass at an area of a × 1024² px, which is LINEAR·a + SQUARE·a²
-# (attention grows with the square). Fitted to counts at 512² (1.59), 768² (3.64) and 1024² (6.76).
-UNET_PARAMETERS = 2567.5e6
-FORWARD_LINEAR, FORWARD_SQUARE = 6.23, 0.53
-# Forward and backward of a LoRA step against one forward, and GiB of activations kept for the backward pass, both at
-# 1024² and rank 16, counted on the meta device (benchmarks/count.py). Activations grow with the area; they are those of
-# a base and a LoRA in half precision.
-STEP_OVER_FORWARD = {
-    "attention": {"none": 2.14, "transformers": 2.76, "full": 2.90},
-    "attention+ff": {"none": 2.15, "transformers": 2.90, "full": 3.04},
-    "attention+ff+conv": {"none": 2.18, "transformers": 2.92, "full": 3.12},
-    "up_blocks": {"none": 1.65, "transformers": 1.97, "full": 2.09},
-}
-ACTIVATIONS_GIB = {
-    "attention": {"none": 5.22, "transformers": 0.87, "full": 0.46},
-    "attention+ff": {"none": 6.20, "transformers": 0.87, "full": 0.46},
-    "attention+ff+conv": {"none": 6.35, "transformers": 1.02, "full": 0.47},
-    "up_blocks": {"none": 2.94, "transformers": 0.75, "full": 0.42},
-}
-RECOMPUTED_GIB = 0.16  # activations of the one block that is computed again
-LORA_PARAMETERS_A_RANK = {
-    "attention": 1_451_520, "attention+ff": 2_616_320, "attention+ff+conv": 2_995_200, "up_blocks": 738_816,
-}  # fmt: skip
-# Both text encoders: 817.8 million parameters, of which a trained one also keeps activations (77 tokens a caption).
-TEXT_PARAMETERS, TEXT_ACTIVATIONS_GIB = 817.8e6, 0.35
-TEXT_LORA_PARAMETERS_A_RANK = 663_552
-TEXT_STEP_TFLOP = 3 * 2 * TEXT_PARAMETERS * 77 / 1e12  # forward and backward of a caption, two a multiply-add
-# 4-bit NF4 with double quantisation: linear layers of the UNet in 4 bits and a little, the rest in half precision.
-NF4_WEIGHTS_GIB = 1.70
-SPARE = 0.95  # part of the GPU's memory that can be used; the rest is lost between blocks of different sizes
-CUDA_GIB = 0.5  # context and workspace
-# Effective TFLOP a second in half precision. All are estimates from user reports, none is measured by us.
-GPU_TFLOPS = {"T4": 9.0, "L4": 40.0, "A100": 120.0, "H100": 250.0, "V100": 40.0, "3090": 40.0, "4090": 90.0}
-FORWARDS_A_LOOK = 96  # at most 12 held-out and 12 learnt pictures at four noise levels each
-DEMO_SECONDS_A_PICTURE = 0.05  # of a training step on a laptop's CPU; an estimate
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One setting that the plan or a preset chose; `why` is empty where a preset gives no reason of its own."""
-
-    setting: str
-    value: object
-    why: str
-
-
-@dataclass(frozen=True)
-class Caution:
-    """A warning, and the setting that it is about; a form shows it beside that field."""
-
-    setting: str
-    sentence: str
-
-    def __str__(self) -> str:
-        return self.sentence
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will run and what it takes. `config` has no `auto` left."""
-
-    config: Config
-    machine: Machine
-    preset: str
-    preset_why: str
-    banner: str
-    pictures: int
-    choices: tuple[Choice, ...]
-    precision: str
-    vram_gb: float
-    minutes: float | None
-    warnings: tuple[Caution, ...]
-    may_save_memory: bool = False  # whether checkpointing was left to the plan, which may then step it up in the run
-
-    @property
-    def fits(self) -> bool:
-        """Whether training fits on this machine's GPU (a CPU has no such limit here)."""
-        return self.machine.gpu_name is None or self.vram_gb <= self.machine.vram_gb * SPARE
-
-    @property
-    def free_bytes(self) -> float:
-        """What is left of the GPU's memory beside the training, for encoded pictures."""
-        return max(0.0, self.machine.vram_gb * SPARE - self.vram_gb) * GIB
-
-    @property
-    def epochs(self) -> float:
-        """Passes over the pictures."""
-        return _steps(self.config) * _pictures_a_step(self.config) / max(1, self.pictures * self.config.dataset_repeats)
-
-    def __str__(self) -> str:
-        """The plan as aligned lines, as doors print it."""
-        config, machine = self.config, self.machine
-        gpu = f"{machine.gpu_name} ({machine.vram_gb:.1f} GB)"
-        need = f"{self.vram_gb:.1f} GB, {'fits' if self.fits else 'DOES NOT FIT'}" if machine.gpu_name else "no GPU"
-        minutes = "not known for this machine" if self.minutes is None else f"about {self.minutes:.0f} min (estimated)"
-        rows = [
-            ("machine", gpu if machine.gpu_name else f"CPU, {machine.cpu_cores} cores"),
-            ("preset", f"{self.preset} ({self.preset_why})"),
-            ("base model", f"{config.pretrained_model} in {self.precision}"),
-            ("pictures", f"{self.pictures}, at {config.resolution} px"),
-            ("training", f"{_steps(config)} steps of {_pictures_a_step(config)} pictures, {self.epochs:.1f} passes"),
-            ("GPU memory", need),
-            ("time", minutes),
-        ]
-        lines = [f"{name:<12}{value}" for name, value in rows]
-        lines += [f"  {choice.setting} = {choice.value}: {choice.why}" for choice in self.choices if choice.why]
-        plain = [f"{choice.setting} {_short(choice.value)}" for choice in self.choices if not choice.why]
-        lines += [f"  preset {self.preset} also sets {', '.join(plain)}"] if plain else []
-        lines += [f"  {price}" for price in prices(config, self.precision)]
-        return "\n".join(lines + [f"! {warning}" for warning in self.warnings])
+PICTURES_AN_UPDATE = 4  # make its direction steady
+SIDES = (1024, 768, 512)  # tried from the model's own downwards where nothing else makes it fit
 
 
 def prepare(config: Config, machine: Machine | None = None, say: Callable[[str], None] = print) -> Plan:
     """Settle a run: apply the preset, draw the demo's pictures where the demo wants them, count pictures, plan.
 
-    Raises PicturesError or SettingsError where the folder or a setting cannot be used.
+    Raises PicturesError or SettingsError where the folder or a setting cannot be used; and the errors of
+    own_folders.make, which makes missing folders where that is wanted.
     """
     machine = machine or Machine.here(config.drive_mount_path, config.lora_output_dir)
     settled = presets.settle(config, machine)
@@ -146,6 +45,7 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         drawn = write_lace_folder(Path(settings.images_dir))
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
+    own_folders.make(settings, say)
     return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)))
 
 
@@ -160,179 +60,308 @@ def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:
 
 
 def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
-    """Fill in what is still `auto`, each with its reason, and say what the run will need."""
-    config = settled.config
-    choices = [Choice(name, getattr(config, name), why) for name, why in settled.reasons.items()]
+    """Fill in what is still `auto`, each with its reason, and say what every stage will need.
 
-    def choose(name: str, value: object, why: str) -> None:
-        nonlocal config
-        if getattr(config, name) == "auto":
-            config = config.with_preset({name: value})
-            choices.append(Choice(name, value, why))
-
-    if config.optimizer.endswith("8bit") and importlib.util.find_spec("bitsandbytes") is None:
-        choices.append(Choice("optimizer", "adamw", _without_8bit(config)))
-        config = config.with_preset({"optimizer": "adamw"})
-    may_save_memory = config.gradient_checkpointing == "auto"
-    precision, why = machine.precision(config.mixed_precision)
-    choose("mixed_precision", {"fp32": "no"}.get(precision, precision), why)
-    choose("resolution", _native_side(config.pretrained_model), "the size that the base model was trained at")
-    choose("train_batch_size", 1, "the least memory; accumulation makes up for it")
-    batch, count = int(config.train_batch_size), max(1, machine.gpu_count if machine.gpu_name else 1)
-    batches = config.gradient_accumulation_steps
-    if config.num_processes == "auto" and "gradient_accumulation_steps" in settled.reasons and int(batches) < count:
-        config = config.with_preset({"gradient_accumulation_steps": count})
-        choices = [one for one in choices if one.setting != "gradient_accumulation_steps"]
-        choices.append(Choice("gradient_accumulation_steps", count, f"a batch for each of {count} GPUs"))
-    elif batches != "auto" and config.num_processes == "auto" and int(batches) < count:
-        choose("num_processes", batches, f"an update has {batches} batches, so that {count} GPUs have no work for all")
-    choose("num_processes", count, f"one for each of {count} GPUs" if count > 1 else "one GPU, or none")
-    least = max(4 // batch, int(config.num_processes))
-    choose("gradient_accumulation_steps", max(1, least), "four pictures an update make its direction steady")
-    for name, value, why in _memory(config, machine, precision):
-        choose(name, value, why)
-    steps = ceil(pictures * config.dataset_repeats * config.num_train_epochs / _pictures_a_step(config))
-    choose("max_train_steps", max(1, steps), f"{config.num_train_epochs} passes over {pictures} pictures")
-
-    vram = training_gib(config, precision, str(config.gradient_checkpointing), config.quantization) + CUDA_GIB
+    What a person wrote is never changed; what it costs is said.
+    """
+    choosing = _Choosing(settled, machine, pictures)
+    choosing.settle()
+    job = choosing.job()
+    stages = stage_needs.stages(job)
+    training = next(stage for stage in stages if stage.name == "train")
+    misfits = tuple(fitting.misfits(stages, machine))
     return Plan(
-        config=config,
+        config=job.config,
         machine=machine,
         preset=settled.preset,
         preset_why=settled.why,
         banner=settled.banner,
         pictures=pictures,
-        choices=tuple(choices),
-        precision=precision,
-        vram_gb=vram,
-        minutes=training_minutes(config, machine),
-        warnings=_warnings(config, machine, vram),
-        may_save_memory=may_save_memory,
+        choices=tuple(choosing.choices),
+        precision=job.precision,
+        vram_gb=training.memory_gb,
+        minutes=training.minutes,
+        warnings=_warnings(job, misfits),
+        may_save_memory=choosing.may_save_memory,
+        stages=stages,
+        misfits=misfits,
+        is_counted=job.model.is_counted,
+        encoded_gb=stage_needs.encoded_bytes(job) / fitting.GIB,
+        downloads=tuple(one for one in stage_needs.downloads(job.config, job.model) if not _is_here(one[0])),
+        remarks=(*_remarks(job), *choosing.costs()),
+        elsewhere=_elsewhere(job),
     )
 
 
+def refusal(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> str | None:
+    """Why the plan's named stages cannot begin, with three changes that would fit; None where nothing speaks against.
+
+    Only what was counted on this very architecture is refused, and only into memories whose size is known; must_fit
+    false lets a person try all the same. Of the computer's memory only what was counted refuses: what Python and its
+    libraries hold of it is an estimate, so that a computer that is short by less is warned (see Plan.warnings).
+    """
+    misfits = [one for one in found.misfits if one.stage in stages and _is_sure(one, found.machine)]
+    if not misfits or not found.is_counted or not found.config.must_fit:
+        return None
+    job = _job(found)
+    last = "To begin all the same, because this machine may do better than the plan thinks: must_fit false."
+    return f"{fitting.sentence(misfits[0], found.machine, fitting.changes(job, stages, misfits[0].memory))}\n{last}"
+
+
+def _is_sure(misfit: fitting.Misfit, machine: Machine) -> bool:
+    counted = misfit.needs_gb - (stage_needs.PROGRAM_GIB[machine.device] if misfit.memory == fitting.RAM else 0.0)
+    return counted > misfit.has_gb * fitting.SPARE
+
+
+def check_fits(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> None:
+    """Raises MachineError with the refusal, before anything is loaded or fetched."""
+    words = refusal(found, stages)
+    if words:
+        raise MachineError(words)
+
+
+DRAWING = ("generate", "refine", "decode")
+
+
+def check_drawing(config: Config, machine: Machine) -> None:
+    """The same for new designs, before their models are loaded.
+
+    config  settled, its numbers may still be auto; its base model and sizes are those that will be drawn with
+    """
+    settled = presets.Settled(config, "none", "as set", {})
+    check_fits(plan(settled, machine, 1), DRAWING)
+
+
 def training_gib(config: Config, precision: str, checkpointing: str, quantization: str = "none") -> float:
-    """GiB on the GPU while training: frozen weights, LoRA with gradient and two AdamW moments in fp32, activations.
+    """GiB on the GPU while training: weights, LoRA with gradient and optimizer, activations; without CUDA's own.
 
     precision  fp32, fp16 or bf16; in the latter two the layers hold copies of the LoRA in it
     """
-    width = 4 if precision == "fp32" else 2
-    weights = UNET_PARAMETERS * width / GIB if quantization != "nf4" else NF4_WEIGHTS_GIB * width / 2
-    adapter = _trained_parameters(config) * (4 * 4 + (2 if width == 2 else 0)) / GIB
-    kept = ACTIVATIONS_GIB[config.lora_targets][checkpointing] + (RECOMPUTED_GIB if checkpointing != "none" else 0)
-    text = _text_gib(config, width) if _learns_text(config) else 0.0
-    return weights + adapter + text + kept * _area(config) * int(config.train_batch_size) * width / 2
+    chosen = config.with_preset({"gradient_checkpointing": checkpointing, "quantization": quantization})
+    machine = throughput.machine("cpu")
+    return stage_needs.training_gib(Job(chosen, 1, machine, precision, coefficients.of(config.pretrained_model)))  # type: ignore[arg-type]
 
 
 def training_minutes(config: Config, machine: Machine) -> float | None:
     """Minutes of the training steps and of the looks at held-out pictures, or None where the speed is not known."""
-    pictures = _steps(config) * _pictures_a_step(config)
-    classes = 2 if config.prior_loss_weight else 1
-    if config.pretrained_model == demo.MODEL:
-        return pictures * classes * DEMO_SECONDS_A_PICTURE / 60
-    speed = next((speed for name, speed in GPU_TFLOPS.items() if name in (machine.gpu_name or "")), None)
-    if speed is None:
-        return None
-    picture = _picture_tflop(config) + (TEXT_STEP_TFLOP if _learns_text(config) else 0.0)
-    work = pictures * classes * picture + _looks(config) * FORWARDS_A_LOOK * _forward_tflop(config)
-    return work / speed / 60 / int(config.num_processes)
+    precision, _ = machine.precision(config.mixed_precision)
+    return stage_needs.train(Job(config, 1, machine, precision, coefficients.of(config.pretrained_model))).minutes
 
 
-def prices(config: Config, precision: str) -> list[str]:
-    """What costs memory or time beside the UNet's steps, a sentence each: trained text encoders, looks."""
-    steps = _steps(config) * _pictures_a_step(config) * (2 if config.prior_loss_weight else 1) * _picture_tflop(config)
-    found = []
-    if _learns_text(config) and config.pretrained_model != demo.MODEL:  # its encoders weigh next to nothing
-        asked = [name for name in ("train_text_encoder", "learn_concept_token") if getattr(config, name)]
-        gib = _text_gib(config, 4 if precision == "fp32" else 2)
-        share = TEXT_STEP_TFLOP / _picture_tflop(config)
-        found.append(
-            f"{' and '.join(asked)}: both text encoders stay in memory, {gib:.1f} GB more, and every caption is "
-            f"encoded in its step, {share:.0%} more work"
+# -- choosing --
+
+
+@dataclass
+class _Choosing:
+    """Settings on their way from auto to numbers."""
+
+    settled: presets.Settled
+    machine: Machine
+    pictures: int
+
+    def __post_init__(self) -> None:
+        self.config = self.settled.config
+        self.choices = [Choice(name, getattr(self.config, name), why) for name, why in self.settled.reasons.items()]
+        self.as_set = self.config.given - set(self.settled.reasons)
+        self.may_save_memory = self.config.gradient_checkpointing == "auto"
+        self.model = coefficients.of(self.config.pretrained_model)
+        self.native_px = _native_side(self.config.pretrained_model)
+        self.precision, self.why_precision = self.machine.precision(self.config.mixed_precision)
+
+    def settle(self) -> None:
+        """All choices, in the order in which they depend on each other."""
+        if self.config.optimizer.endswith("8bit") and importlib.util.find_spec("bitsandbytes") is None:
+            self._put("optimizer", "adamw", self._without_8bit())
+        self._choose("mixed_precision", {"fp32": "no"}.get(self.precision, self.precision), self.why_precision)
+        self._choose("resolution", *self._resolution())
+        self._choose("train_batch_size", *self._batch())
+        self._processes()
+        for name, value, why in self._memory():
+            self._choose(name, value, why)
+        self._samples()
+        config = self.config
+        seen = self.pictures * config.dataset_repeats * config.num_train_epochs
+        steps = max(1, ceil(seen / stage_needs.pictures_an_update(config)))
+        self._choose("max_train_steps", steps, f"{config.num_train_epochs} passes over {self.pictures} pictures")
+
+    def job(self, **changes: object) -> Job:
+        """What is settled so far; what is still auto counts as its least."""
+        least = {"resolution": self.native_px, "train_batch_size": 1, "gradient_accumulation_steps": 1,
+                 "max_train_steps": 1, "num_processes": 1, "gradient_checkpointing": "none",
+                 "quantization": "none"}  # fmt: skip
+        open_ones = {name: value for name, value in least.items() if getattr(self.config, name) == "auto"}
+        values = open_ones | changes
+        config = self.config.with_preset(values) if values else self.config
+        return Job(config, self.pictures, self.machine, self.precision, self.model)
+
+    def costs(self) -> list[str]:
+        """What a person's own settings cost against what would have been chosen, a sentence each."""
+        now, found = self.job(), []
+        if "resolution" in self.as_set and self.config.resolution != self.native_px:
+            share = stage_needs.picture_flop(now) / stage_needs.picture_flop(self.job(resolution=self.native_px))
+            found.append(f"resolution {self.config.resolution}, as set: {_times(share)} the work of {self.native_px}")
+        mode = str(self.config.gradient_checkpointing)
+        if "gradient_checkpointing" in self.as_set and mode != "none":
+            without = self.job(gradient_checkpointing="none")
+            more = stage_needs.picture_flop(now) / stage_needs.picture_flop(without) - 1
+            needless = ", and everything would fit without" if fitting.has_room(without, ("train",)) else ""
+            found.append(f"gradient_checkpointing {mode}, as set: {more:.0%} more work{needless}")
+        if "quantization" in self.as_set and self.config.quantization == "nf4":
+            plain, small = stage_needs.train(self.job(quantization="none")), stage_needs.train(now)
+            slower = f"{small.seconds / plain.seconds - 1:.0%} more time, " if small.seconds and plain.seconds else ""
+            saved = plain.weights_gb - small.weights_gb
+            found.append(f"quantization nf4, as set: {slower}{saved:.1f} GB less memory, the base a little coarser")
+        if self.config.mixed_precision == "no" and "mixed_precision" in self.as_set and self.machine.gpu_name:
+            more_gb = self.model.weight_bytes("unet", 2) / fitting.GIB
+            found.append(f"mixed_precision no, as set: {more_gb:.1f} GB more for the base, and no fast units are used")
+        return found
+
+    def _choose(self, name: str, value: object, why: str) -> None:
+        if getattr(self.config, name) == "auto":
+            self._put(name, value, why)
+
+    def _put(self, name: str, value: object, why: str) -> None:
+        self.config = self.config.with_preset({name: value})
+        self.choices = [one for one in self.choices if one.setting != name] + [Choice(name, value, why)]
+
+    def _resolution(self) -> tuple[int, str]:
+        """The model's own side, or the next smaller one that fits with all that saves memory."""
+        is_free = self.config.resolution == "auto" and self.model.is_counted
+        sides = [self.native_px, *(side for side in SIDES if side < self.native_px and is_free)]
+        fitting_ones = (side for side in sides if self._fitting(self._wished(), resolution=side))
+        side = next(fitting_ones, self.native_px) if is_free else self.native_px
+        if side == self.native_px:
+            return side, "the size that the base model was trained at"
+        return side, f"{self.native_px} px, at which the base model was trained, would not fit"
+
+    def _batch(self) -> tuple[int, str]:
+        """As many of four pictures at once as fit without checkpointing; a CPU gains nothing by it."""
+        free = self.machine.gpu_name and self.config.gradient_accumulation_steps == "auto"
+        for batch in (4, 2) if free else ():
+            if fitting.has_room(self.job(train_batch_size=batch, gradient_accumulation_steps=2), ("train",)):
+                return batch, f"{batch} pictures at once fit without checkpointing, and are faster"
+        return 1, "the least memory; accumulation makes up for it"
+
+    def _processes(self) -> None:
+        """A process for each GPU, and a batch of an update for each process."""
+        count = max(1, self.machine.gpu_count if self.machine.gpu_name else 1)
+        batches, is_free = self.config.gradient_accumulation_steps, self.config.num_processes == "auto"
+        if is_free and "gradient_accumulation_steps" in self.settled.reasons and int(batches) < count:
+            self._put("gradient_accumulation_steps", count, f"a batch for each of {count} GPUs")
+        elif is_free and batches != "auto" and int(batches) < count:
+            why = f"an update has {batches} batches, so that {count} GPUs have no work for all"
+            self._choose("num_processes", batches, why)
+        self._choose("num_processes", count, f"one for each of {count} GPUs" if count > 1 else "one GPU, or none")
+        least = max(PICTURES_AN_UPDATE // int(self.config.train_batch_size), int(self.config.num_processes), 1)
+        self._choose("gradient_accumulation_steps", least, "four pictures an update make its direction steady")
+
+    def _fitting(self, stages: tuple[str, ...], **changes: object) -> list[tuple[str, str]]:
+        """Quantization and checkpointing with which stages fit, in the order in which they cost time."""
+        config = self.config
+        kinds = [kind for kind in ("none", "nf4") if config.quantization in ("auto", kind)]
+        modes = [mode for mode in fitting.MODES if config.gradient_checkpointing in ("auto", mode)]
+        return [
+            (kind, mode)
+            for kind in kinds
+            for mode in modes
+            if fitting.has_room(self.job(quantization=kind, gradient_checkpointing=mode, **changes), stages)
+        ]
+
+    def _memory(self) -> list[tuple[str, str, str]]:
+        """The fastest that fits on this machine; where nothing does, what needs least."""
+        fitting_ones = self._fitting(self._wished()) or self._fitting(("train",))
+        quantization, mode = fitting_ones[0] if fitting_ones else ("nf4", "full")
+        if not fitting_ones and not self.machine.gpu_name:  # 4 bits are no help against a full computer
+            quantization = "none"
+        why = {
+            "none": "everything fits without, and is faster",
+            "transformers": "activations of the transformer blocks would not fit beside the model",
+            "full": "activations would not fit beside the model",
+        }[mode]
+        small = quantization == "nf4"
+        why_small = "the base model would not fit in half precision" if small else "the base model fits as it is"
+        return [("quantization", quantization, why_small), ("gradient_checkpointing", mode, why)]
+
+    def _wished(self) -> tuple[str, ...]:
+        """The stages that memory is chosen for: rows of samples only where a person asked for them."""
+        return ("train", "sample") if "sample_every" in self.as_set else ("train",)
+
+    def _samples(self) -> None:
+        """Rows of samples that a preset wishes are left out where they would not fit beside the training."""
+        is_wished = self.config.sample_every and "sample_every" in self.settled.reasons
+        if is_wished and not fitting.has_room(self.job(), ("sample",)):
+            self._put("sample_every", 0, "pictures would not fit beside the training on this GPU")
+
+    def _without_8bit(self) -> str:
+        more = 6 * stage_needs.learnt_numbers(self.job()) / 1e6  # two moments of four bytes instead of one
+        return (
+            f"{self.config.optimizer} needs the package bitsandbytes, which is not installed (pip install "
+            f"bitsandbytes); adamw learns the same and takes {more:.0f} MB more"
         )
-    if looks := _looks(config):
-        share = looks * FORWARDS_A_LOOK * _forward_tflop(config) / steps
-        found.append(f"looks at held-out pictures: {looks}, at most {share:.0%} more work")
+
+
+# -- what is said --
+
+
+def _remarks(job: Job) -> list[str]:
+    """What costs memory or time beside the UNet's steps, a sentence each: trained text encoders, looks, DoRA."""
+    config, found = job.config, []
+    if stage_needs.learns_text(config) and config.pretrained_model != demo.MODEL:  # its encoders weigh next to nothing
+        asked = [name for name in ("train_text_encoder", "learn_concept_token") if getattr(config, name)]
+        found.append(
+            f"{' and '.join(asked)}: both text encoders stay in memory, {stage_needs.text_gib(job):.1f} GB more, and "
+            f"every caption is encoded in its step, {stage_needs.text_share(job):.0%} more work"
+        )
+    if count := stage_needs.looks(config):
+        found.append(f"looks at held-out pictures: {count}, at most {stage_needs.look_share(job):.0%} more work")
+    if config.use_dora:
+        found.append("use_dora: what it takes beside a plain LoRA was not counted; expect more memory and time")
+    if not job.model.is_counted:
+        found.append("this base model has a shape of its own: its numbers are SDXL's, scaled by its weights")
     return found
 
 
-def _trained_parameters(config: Config) -> int:
-    text = TEXT_LORA_PARAMETERS_A_RANK if config.train_text_encoder else 0
-    return (LORA_PARAMETERS_A_RANK[config.lora_targets] + text) * config.rank
+def _elsewhere(job: Job) -> tuple[Elsewhere, ...]:
+    """The same training on the usual machines, as they would choose precision and checkpointing."""
+    if job.config.pretrained_model == demo.MODEL or not job.model.is_counted:
+        return ()
+    own = throughput.name_of(job.machine.gpu_name or "", job.machine.vram_gb)
+    found = []
+    for gpu in throughput.table()["usual"]:
+        if gpu == own:
+            continue
+        there = throughput.machine(gpu)
+        precision, _ = there.precision("auto")
+        ways = [("none", mode) for mode in fitting.MODES] + [("nf4", mode) for mode in fitting.MODES]
+        for quantization, mode in ways:
+            memory = {"quantization": quantization, "gradient_checkpointing": mode, "num_processes": 1}
+            moved = replace(job, machine=there, precision=precision, config=job.config.with_preset(memory))
+            if fitting.has_room(moved, ("train",)):
+                minutes = stage_needs.train(moved).minutes
+                found.append(Elsewhere(gpu, minutes, costs.of(gpu, minutes or 0.0), True))
+                break
+        else:
+            found.append(Elsewhere(gpu, None, (), False))
+    return tuple(found)
 
 
-def _learns_text(config: Config) -> bool:
-    return config.train_text_encoder or config.learn_concept_token
+def _job(found: Plan) -> Job:
+    precision, _ = found.machine.precision(found.config.mixed_precision)
+    return Job(found.config, found.pictures, found.machine, precision, coefficients.of(found.config.pretrained_model))
 
 
-def _text_gib(config: Config, width: int) -> float:
-    """Both text encoders and what they keep for the backward pass, in numbers of `width` bytes."""
-    return TEXT_PARAMETERS * width / GIB + TEXT_ACTIVATIONS_GIB * int(config.train_batch_size) * width / 2
-
-
-def _forward_tflop(config: Config) -> float:
-    """TFLOP of the UNet's forward pass for one picture."""
-    area = _area(config)
-    return FORWARD_LINEAR * area + FORWARD_SQUARE * area**2
-
-
-def _picture_tflop(config: Config) -> float:
-    """TFLOP of the UNet's forward and backward pass for one picture."""
-    return _forward_tflop(config) * STEP_OVER_FORWARD[config.lora_targets][str(config.gradient_checkpointing)]
-
-
-def _without_8bit(config: Config) -> str:
-    more = 6 * _trained_parameters(config) / 1e6  # two moments of four bytes instead of one
-    return (
-        f"{config.optimizer} needs the package bitsandbytes, which is not installed (pip install bitsandbytes); adamw "
-        f"learns the same and takes {more:.0f} MB more"
-    )
-
-
-def _looks(config: Config) -> int:
-    """How often the held-out pictures are looked at, before the first step included."""
-    if not config.validate_every or not config.validation_fraction:
-        return 0
-    return 1 + ceil(_steps(config) / config.validate_every)
-
-
-def _memory(config: Config, machine: Machine, precision: str) -> list[tuple[str, str, str]]:
-    """Checkpointing and quantization: the fastest that fits on this GPU, in the order in which they cost time."""
-    modes = ("none", "transformers", "full")
-    ways = [(kind, mode) for kind in ("none", "nf4") for mode in modes if config.quantization in ("auto", kind)]
-    limit = machine.vram_gb * SPARE - CUDA_GIB if machine.gpu_name else float("inf")
-    fitting = [way for way in ways if training_gib(config, precision, way[1], way[0]) <= limit]
-    quantization, mode = fitting[0] if fitting else ways[-1]
-    why = {
-        "none": "everything fits without, and is faster",
-        "transformers": "activations of the transformer blocks would not fit beside the model",
-        "full": "activations would not fit beside the model",
-    }[mode]
-    small = (
-        "the base model would not fit in half precision" if quantization == "nf4" else "the base model fits as it is"
-    )
-    return [("quantization", quantization, small), ("gradient_checkpointing", mode, why)]
-
-
-def _short(value: object) -> str:
-    """A value in few words: a list as its items, or as their number where they are many."""
-    if not isinstance(value, tuple):
-        return str(value)
-    return " ".join(map(str, value)) if len(value) <= 2 else f"({len(value)} of them)"
-
-
-def _warnings(config: Config, machine: Machine, vram: float) -> tuple[Caution, ...]:
+def _warnings(job: Job, misfits: tuple[fitting.Misfit, ...]) -> tuple[Caution, ...]:
+    config, machine = job.config, job.machine
     found: list[Caution] = []
 
     def warn(setting: str, sentence: str) -> None:
         found.append(Caution(setting, sentence))
 
-    if machine.gpu_name and vram > machine.vram_gb * SPARE:
-        warn(
-            "train_batch_size",
-            f"Training needs {vram:.1f} GB and {machine.gpu_name} has {machine.vram_gb:.1f} GB. "
-            "Next to try: train_batch_size 1, gradient_checkpointing full, or resolution 768.",
-        )
+    for stages, setting in ((fitting.TRAINING, "train_batch_size"), (DRAWING, "width")):
+        short = [one for one in misfits if one.stage in stages]
+        if short and job.model.is_counted:
+            advised = fitting.changes(job, stages, short[0].memory)
+            warn(setting, fitting.sentence(short[0], machine, advised, is_sure=_is_sure(short[0], machine)))
     rate = config.learning_rate
     if config.optimizer == "prodigy" and rate < 0.1:
         warn(
@@ -364,14 +393,13 @@ def _native_side(model: str) -> int:
     return folders.layout(str(path)).side_px if path.is_dir() else 1024
 
 
-def _area(config: Config) -> float:
-    """Area of a training picture in units of 1024² px."""
-    return (int(config.resolution) / 1024) ** 2
+def _is_here(model: str) -> bool:
+    """Whether a model is a folder of this machine, or lies in Hugging Face's cache, whole or in part."""
+    if Path(demo.locate(model)).expanduser().is_dir():
+        return True
+    name = f"models--{model.replace('/', '--')}"
+    return any((place / name).is_dir() for place in (models_folder(), models_folder() / "hub"))
 
 
-def _pictures_a_step(config: Config) -> int:
-    return int(config.train_batch_size) * int(config.gradient_accumulation_steps)
-
-
-def _steps(config: Config) -> int:
-    return int(config.max_train_steps)
+def _times(share: float) -> str:
+    return f"{share:.1f} times" if share >= 1.05 else f"{share:.0%} of"

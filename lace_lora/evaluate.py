@@ -17,6 +17,8 @@ from lace_lora import (
     checkpoint,
     choosing,
     copies,
+    copy_check,
+    copy_pages,
     curves,
     exhibits,
     journal,
@@ -36,6 +38,7 @@ from lace_lora.exhibits import Design, Exhibit, Photographs
 from lace_lora.machine import Machine
 from lace_lora.measuring import Judges, Looked
 from lace_lora.pairs import Pairs
+from lace_lora.presets import Settled
 from lace_lora.run_folder import RunFolder
 from lace_lora.scores import CopyCheck, Evaluation
 
@@ -55,20 +58,24 @@ def run(config: Config, *, say: Say = print) -> Evaluation:
     began = time.perf_counter()
     machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
     settled = presets.settle(config, machine)
-    run, settings = RunFolder.of(settled.config), _with_unseen(settled.config, config, settled.preset, say)
+    settings, own_unseen = _unseen_of(settled, config)
+    run = RunFolder.of(settings)
 
     # Who measures, what is there to look at, and what must be drawn.
-    exhibits.check_unseen(settings)
+    if not own_unseen:
+        exhibits.check_unseen(settings)
     judges = measuring.Judges.of(settings, machine, say)
     drawn = pairs.draw(settings, run, say=say)
     if drawn.missing:
         line = f"Stopped with {drawn.missing} pictures unfinished; what is drawn stays. Run the same again to go on."
         return Evaluation(run.name, _now(), (line,), facts={"missing": drawn.missing})
+    if own_unseen:
+        _draw_unseen(settings, say)
     photographs, why_none = _photographs(run, settings, say)
-    designs = exhibits.designs(run, say)
-    of_step = _of_step(run, drawn, designs)
+    designs, digest = exhibits.designs(run, say), _adapter_digest(run)
+    of_step = _of_step(run, drawn, designs, digest)
     everything = _once(one for group in (*of_step.values(), [one.exhibit for one in designs]) for one in group)
-    made = measuring.readable(everything, say)
+    made = measuring.readable(judges.style, everything, say)
 
     # Is it good: one model at a time.
     looked = measuring.look(judges.style, photographs, drawn, made, say)
@@ -94,9 +101,9 @@ def run(config: Config, *, say: Say = print) -> Evaluation:
             "plain pairs": len(drawn.plain_lora), "designs": len(designs), "compared": len(check.pairs),
         },
         scores=tuple(scores), copies=check, overfitting=curves.verdict(looks) if looks else "",
-        choice=choice.as_json(), facts=_facts(run, settings, drawn, began),
+        choice=choice.as_json(), facts=_facts(settings, drawn, digest, began),
     )  # fmt: skip
-    found = replace(found, verdict=verdicts.verdict(found, copies.memorised(check, "pictures and designs")))
+    found = replace(found, verdict=verdicts.verdict(found, copy_check.memorised(check, "pictures and designs")))
     _write_pages(run, check, made, photographs, drawn, designs)
     found.write(run)
     say(f"written   {run.scores}")
@@ -115,22 +122,26 @@ def write_report(run: RunFolder) -> Path:
 # -- inside --
 
 
-def _with_unseen(settings: Config, asked: Config, preset: str, say: Say) -> Config:
-    """The settings, with the demo's own unseen lace drawn where the demo wants it.
+def _unseen_of(settled: Settled, asked: Config) -> tuple[Config, bool]:
+    """The settings, and whether their unseen_dir is the demo's own: that lace is drawn only once it is needed.
 
-    The demo's lace says nothing of photographs that somebody brought, so then it is left out.
+    It says nothing of photographs that somebody brought, so then it is left out.
     """
-    if preset != "demo" or "unseen_dir" in asked.overridden:
-        return settings
+    if settled.preset != "demo" or "unseen_dir" in asked.overridden:
+        return settled.config, False
     if "images_dir" in asked.overridden:
-        return settings.model_copy(update={"unseen_dir": None})
+        return settled.config.model_copy(update={"unseen_dir": None}), False
+    return settled.config, settled.config.unseen_dir is not None
+
+
+def _draw_unseen(settings: Config, say: Say) -> None:
+    """Lace that the demo never learnt, into its own unseen_dir, unless it lies there."""
     from lace_lora.demo import draw
 
     folder = Path(str(settings.unseen_dir))
     if not (folder / f"lace_{draw.UNSEEN_COUNT - 1:03d}.jpg").is_file():
         say(f"Drawing lace that was never learnt into {folder} …")
         draw.write_lace_folder(folder, draw.UNSEEN_COUNT, draw.UNSEEN_SEED)
-    return settings
 
 
 def _photographs(run: RunFolder, settings: Config, say: Say) -> tuple[Photographs, str]:
@@ -142,13 +153,12 @@ def _photographs(run: RunFolder, settings: Config, say: Say) -> tuple[Photograph
         return Photographs((), ()), str(error)
 
 
-def _of_step(run: RunFolder, drawn: Pairs, designs: Sequence[Design]) -> dict[int, list[Exhibit]]:
-    """The pictures that each checkpoint drew: pairs, samples of the training, and designs."""
+def _of_step(run: RunFolder, drawn: Pairs, designs: Sequence[Design], digest: str | None) -> dict[int, list[Exhibit]]:
+    """The pictures that each checkpoint drew: pairs, samples of the training, and designs of the adapter's digest."""
     found = {step: list(group) for step, group in drawn.of_step.items()}
     for step in drawn.kept:
         samples = sorted(run.sample(step, 0).parent.glob("*.png"))
         found.setdefault(step, []).extend(Exhibit(path.relative_to(run.root).as_posix(), path, 0) for path in samples)
-    digest = _adapter_digest(run)
     found[drawn.candidate.step] += [one.exhibit for one in designs if one.row.get("adapter_digest") == digest]
     return found
 
@@ -184,10 +194,10 @@ def _labels(judges: Judges) -> dict[str, str]:
     return found | ({"other": judges.inception.label} if judges.inception else {})
 
 
-def _facts(run: RunFolder, settings: Config, drawn: Pairs, began: float) -> Mapping[str, object]:
+def _facts(settings: Config, drawn: Pairs, digest: str | None, began: float) -> Mapping[str, object]:
     """What the numbers can be traced to."""
     return {
-        "step": drawn.candidate.step, "adapter_digest": _adapter_digest(run), "lora_digest": drawn.candidate.digest,
+        "step": drawn.candidate.step, "adapter_digest": digest, "lora_digest": drawn.candidate.digest,
         "concept_token": drawn.candidate.facts.concept_token, "prompts": drawn.prompts,
         "plain_prompts": drawn.plain_prompts, "seeds": drawn.seeds,
         opinions.PAIRS: [[base.name, lora.name] for base, lora in zip(drawn.base, drawn.lora, strict=True)],
@@ -211,7 +221,9 @@ def _write_pages(
     """Base above LoRA, every picture beside its nearest photograph, and a page for each subset of the designs."""
     of_made, number = {one.name: one.path for one in made}, 0
     by_name = photographs.by_name
-    for number, page in enumerate(copies.sheets(check, of_made.__getitem__, lambda name: _picture(by_name[name])), 1):
+    for number, page in enumerate(
+        copy_pages.sheets(check, of_made.__getitem__, lambda name: _picture(by_name[name])), 1
+    ):
         checkpoint.write_file(run.nearest(number), partial(page.save, format="JPEG", quality=88))
     while (old := run.nearest(number := number + 1)).is_file():
         old.unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lace_lora import annotate, cache, checkpoint, data_utils, near_duplicates, swatch
+from lace_lora import annotate, cache, checkpoint, data_utils, local_copies, near_duplicates, swatch
 from lace_lora.annotations import DATASET, Dataset, chosen, dataset_of
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
@@ -16,6 +16,8 @@ from lace_lora.errors import PicturesError
 from lace_lora.families import sdxl
 
 Say = Callable[[str], None]
+FAULTS_NAMED = 7  # photographs, in a sentence
+
 Preprocess = Callable[[Image.Image], Image.Image]
 
 
@@ -52,6 +54,8 @@ def read(settings: Config, say: Say, preprocess: Preprocess | None = None) -> li
             f"! {len(unlisted)} pictures have no line in {path} and are left out (first: {unlisted[0]}); "
             "`lace-lora annotate` adds those that can be read."
         )
+    if local_copies.is_on_drive(images_dir, settings.drive_mount_path):
+        examples = _copied(examples, settings, say)
     return cache.in_order(_preprocessed(examples, preprocess, settings, say) if preprocess else examples)
 
 
@@ -67,6 +71,18 @@ def _kept(examples: Sequence[Example], dataset: Dataset, say: Say) -> list[Examp
     return kept
 
 
+def _copied(examples: Sequence[Example], settings: Config, say: Say) -> list[Example]:
+    """The examples with their copies on this machine. A training without some of them would be another one."""
+    copies = local_copies.copy_all([one.path for one in examples], settings.cache_dir, say)
+    if copies.faults:
+        named = "; ".join(f"{path.name} {why}" for path, why in list(copies.faults.items())[:FAULTS_NAMED])
+        raise PicturesError(
+            f"{len(copies.faults)} of {len(examples)} photographs did not come from Drive: {named}. Mount Drive again "
+            "and run again; those that came are not copied twice."
+        )
+    return [replace(one, place=copies.places[one.path]) for one in examples]
+
+
 def _preprocessed(examples: Sequence[Example], preprocess: Preprocess, settings: Config, say: Say) -> list[Example]:
     """The examples with the pictures that a function makes of them, named by their pixels: nobody can name a function.
 
@@ -77,7 +93,7 @@ def _preprocessed(examples: Sequence[Example], preprocess: Preprocess, settings:
     say(f"pictures  {len(examples)} handed to the preprocessor")
     made = []
     for one in examples:
-        picture = preprocess(swatch.open_swatch(one.path, one.swatch))
+        picture = preprocess(swatch.apply(cache.opened(one), one.swatch, one.path))
         if not isinstance(picture, Image.Image):
             raise PicturesError(
                 f"{one.path.name}: the preprocessor gave {type(picture).__name__}, not a picture. Return a PIL image."
@@ -89,7 +105,7 @@ def _preprocessed(examples: Sequence[Example], preprocess: Preprocess, settings:
             partial = file.with_name(f"{name}{checkpoint.PARTIAL}")
             picture.save(partial, "PNG", compress_level=1)  # 12 MP in a second; the usual level takes five
             os.replace(partial, file)
-        made.append(replace(one, path=file, swatch=None))
+        made.append(replace(one, path=file, place=None, swatch=None))
     return made
 
 
@@ -106,7 +122,7 @@ def apart(examples: Sequence[Example], settings: Config, at_most: int, say: Say)
         say(f"held out  none: {settings.validation_fraction:g} of {len(examples)} pictures is less than one")
         return everything, []
     groups = near_duplicates.groups(cache.fingerprints(examples, settings.cache_dir, say))
-    content = [cache.digest_of(one.path) for one in examples]
+    content = [cache.digest_of(one.file) for one in examples]
     out = set(near_duplicates.held_out(groups, wished / len(examples), settings.seed, content))
     if not out:
         say("held out  none: all pictures show one piece, so none can stand aside")

@@ -17,7 +17,7 @@ from lace_lora.cloth import Repeat
 from lace_lora.config import Config
 from lace_lora.errors import MachineError, PicturesError, SettingsError
 from lace_lora.run_folder import SheetFolder
-from lace_lora.sheet import Generation
+from lace_lora.sheet import Generation, is_closed, read_finished
 
 IN_REPEAT, MASK, CUT_OUT, OUTLINE, ENLARGED = page.BESIDE
 
@@ -100,13 +100,30 @@ def finish(
     return any(page.beside(one.path, kind).is_file() for one, lacking in missing for kind in lacking)
 
 
-def _clear_stale(folder: SheetFolder, kinds: dict[str, dict[str, Any]], sheet: Sequence[Generation]) -> None:
-    """Take away what was made with other settings than those that stand, and put down the new ones."""
+def is_finished(folder: SheetFolder, sheet: Sequence[Generation], asked: Finishing, is_packed: bool) -> bool:
+    """Whether all designs of a sheet are there with all that is made of them, and the sheet was finished as a whole."""
+    kinds = asked.kinds(sheet[0].repeat)
+    before = _made_with(folder)
+    return (
+        is_closed(folder, pack=is_packed)
+        and len(read_finished(folder, sheet)) == len(sheet)
+        and all(before.get(kind) == kinds[kind] for kind in kinds)
+        and all(page.beside(one.path, kind).is_file() for one in sheet for kind in kinds)
+    )
+
+
+def _made_with(folder: SheetFolder) -> dict[str, Any]:
+    """With which settings each kind of file beside the designs was made."""
     try:
         before = json.loads(folder.finishing.read_text(encoding="utf-8"))
-        before = before if isinstance(before, dict) else {}
+        return before if isinstance(before, dict) else {}
     except (OSError, ValueError):
-        before = {}
+        return {}
+
+
+def _clear_stale(folder: SheetFolder, kinds: dict[str, dict[str, Any]], sheet: Sequence[Generation]) -> None:
+    """Take away what was made with other settings than those that stand, and put down the new ones."""
+    before = _made_with(folder)
     changed = [kind for kind in kinds if before.get(kind) != kinds[kind]]
     for kind in changed:
         folder.zip.unlink(missing_ok=True)

@@ -78,6 +78,23 @@ def telling(say: Callable[[str, bool], None]) -> Iterator[None]:
         say(f"Something unforeseen went wrong ({type(error).__name__}: {error}).", True)
 
 
+class Said:
+    """The line of a form that says what was done, or what went wrong."""
+
+    def __init__(self, line: ipywidgets.HTML) -> None:
+        self._line = line
+
+    def __call__(self, words: str, is_wrong: bool = False) -> None:
+        """Say this in place of what was said before."""
+        self._line.value = message(words, is_wrong)
+
+    def doing(self, act: Callable[[], None]) -> None:
+        """Do what a click asks for; what was said before is over, and an error is said."""
+        self("")
+        with telling(self):
+            act()
+
+
 def picture(path: Path, told: str, side_px: int, most_bytes: int) -> str:
     """A picture as an HTML element that tells a screen reader what it is; ipywidgets' own Image cannot.
 

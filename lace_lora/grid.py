@@ -19,6 +19,7 @@ from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.candidates import Candidate
 from lace_lora.cells import Cell, Work, cells_at, cells_of, draw, is_drawn, key_in, key_of
 from lace_lora.config import Config
+from lace_lora.counting import counted
 from lace_lora.errors import SettingsError
 from lace_lora.families import folders, sdxl
 from lace_lora.file_names import public_name
@@ -67,6 +68,7 @@ def run(
     *,
     say: Say = print,
     name: str = "grid",
+    calls_style: bool = True,
 ) -> Grid:
     """Draw every checkpoint of the run at every strength; called again, draw what is missing.
 
@@ -75,6 +77,7 @@ def run(
     scales   lora_scale from left to right; 0 is the base model alone, drawn once
     steps    checkpoints by their step; None means all that are kept, and the adapter
     name     of its folder in the run's evaluation
+    calls_style  False where prompts lack the concept token on purpose, so that it is not told of each
 
     Raises AdapterError where nothing was trained yet, and SettingsError, ModelError or MachineError with what to do;
     what is finished stays.
@@ -83,7 +86,10 @@ def run(
     settings = presets.settle(config, machine).config
     scales = _checked_scales(settings, scales)
     rows, left_out = candidates.of_run(RunFolder.of(settings), steps, say)
-    work = _prepared(settings, machine, rows, scales, prompts, seeds, steps, say, name)
+    told = _checked_prompts(settings, rows[0].facts, prompts)
+    if calls_style:
+        _say_without_token(settings, rows[0].facts, told, say)
+    work = _prepared(settings, machine, rows, scales, told, seeds, steps, say, name)
     cells = cells_of(work)
     missing = _missing(RunFolder.of(settings), cells)
     say(f"grid      {work.folder.root}: {len(cells)} pictures, {len(missing)} to make")
@@ -103,7 +109,9 @@ def compare(config: Config, prompts: Sequence[str] = (), seeds: Sequence[int] = 
     """
     settings = presets.settle(config, Machine.here(config.drive_mount_path, config.lora_output_dir)).config
     folder = RunFolder.of(settings)
-    prompts = _checked_prompts(settings, adapters.load(folder.root).facts, prompts, say)
+    facts = adapters.load(folder.root).facts
+    prompts = _checked_prompts(settings, facts, prompts)
+    _say_without_token(settings, facts, prompts, say)
     seeds = _checked_seeds(settings, seeds or [(settings.seed + number) % 2**31 for number in range(SEEDS_COMPARED)])
     pairs = inference.compare_all(settings, prompts, seeds, say=say)
     labels, columns = ["base model", f"LoRA × {settings.lora_scale:g}"], [f"seed {seed}" for seed in seeds]
@@ -153,26 +161,29 @@ def _checked_seeds(settings: Config, seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(settings.model_copy(update={"seed": seed}).seed for seed in seeds))
 
 
-def _checked_prompts(settings: Config, facts: AdapterFacts, prompts: Sequence[str], say: Say) -> tuple[str, ...]:
-    """The prompts in one line each, as they are; one without the concept token is told, since it calls no style."""
+def _checked_prompts(settings: Config, facts: AdapterFacts, prompts: Sequence[str]) -> tuple[str, ...]:
+    """The prompts in one line each, as they are."""
     learnt = facts.instance_prompt or settings.instance_prompt
     told = tuple(dict.fromkeys(" ".join(prompt.split()) for prompt in prompts or settings.prompts[:1] or (learnt,)))
     if not all(told):
         raise SettingsError(f"A prompt is empty. Write what you want to see, such as {learnt!r}.")
+    return told
+
+
+def _say_without_token(settings: Config, facts: AdapterFacts, told: Sequence[str], say: Say) -> None:
+    """Name the prompts without the concept token, since they call no style."""
     token = facts.concept_token or settings.concept_token
     for prompt in told:
         if queries.with_token(prompt, token, token) != prompt:
             say(f"! {prompt[:60]!r} does not hold {token}, so it shows what the LoRA does to plain prompts.")
-    return told
 
 
 def _prepared(
-    settings: Config, machine: Machine, rows: tuple[Candidate, ...], scales: tuple[float, ...], prompts: Sequence[str],
+    settings: Config, machine: Machine, rows: tuple[Candidate, ...], scales: tuple[float, ...], told: tuple[str, ...],
     seeds: Sequence[int], steps: Sequence[int] | None, say: Say, name: str,
 ) -> Work:  # fmt: skip
     """All that decides the pictures, and the folder: that of the same request, or a new one."""
     learnt = Adapter(rows[0].facts, {}, rows[0].file)
-    told = _checked_prompts(settings, learnt.facts, prompts, say)
     drawn_from = _checked_seeds(settings, seeds or (settings.seed,))
     for line in folders.fetch_notice(learnt.facts.base_model):
         say(line)
@@ -233,7 +244,8 @@ def _close(work: Work, cells: Sequence[Cell], left_out: Sequence[str], say: Say)
         say(f"The grid has {len(done)} of {len(cells)} pictures. Run the same again to go on.")
     else:
         shutil.rmtree(work.folder.latents, ignore_errors=True)
-        say(f"finished  {len(work.rows)} LoRAs at {len(work.scales)} strengths: {', '.join(map(str, pages))}")
+        of_what = counted(len(work.rows), "LoRA")
+        say(f"finished  {of_what} at {counted(len(work.scales), 'strength')}: {', '.join(map(str, pages))}")
     first = pages[0] if pages else None
     return Grid(first, pages, labels, work.scales, work.prompts, work.seeds, tuple(cells), missing, tuple(left_out))
 

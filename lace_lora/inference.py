@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import finishing, lock, presets, production, sheet, stages, stopping, wanted
+from lace_lora import estimate, finishing, presets, production, sheet, stages, stopping, wanted
 from lace_lora import order as orders
 from lace_lora.batches import batch_size, in_batches, texts_of
 from lace_lora.config import Config
@@ -23,6 +23,8 @@ from lace_lora.run_folder import RunFolder, SheetFolder
 from lace_lora.sheet import Generation as Generation
 from lace_lora.shelf import Shelf
 
+SECONDS_FOR_DRIVE = 60.0  # for which the end waits for a Drive that does not take what is finished
+
 Say = Callable[[str], None]
 
 
@@ -31,12 +33,14 @@ class Designs(list[Generation]):
 
     folder       where they lie
     is_complete  whether all that this call was to make is made; not where somebody stopped it
+    owed         where Drive did not take all of them: a sentence that tells where they are and what to do; else empty
     """
 
-    def __init__(self, made: Iterable[Generation], folder: SheetFolder, is_complete: bool) -> None:
+    def __init__(self, made: Iterable[Generation], folder: SheetFolder, is_complete: bool, owed: str = "") -> None:
         super().__init__(made)
         self.folder = folder
         self.is_complete = is_complete
+        self.owed = owed
 
 
 def run(
@@ -63,9 +67,10 @@ def run(
         say(settled.banner)
     own_shelf = Shelf.of(machine, say) if shelf is None else None
     order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
-    waits = {"name": f"drawing{order.shard.suffix}.lock", "work": "drawn", "instead": "share the sheet: see shard"}
+    estimate.check_drawing(_as_drawn(settled.config, order), machine)
     stop, lacked = stopping.Stop(), False
-    with lock.lock(order.folder.root, say, **waits):
+    with order.workplace.locked(order.shard, say):
+        order.workplace.bring()
         try:
             with stopping.on_request(say, "Stopping after this batch; stop again to stop at once.") as stop:
                 lacked = _made(order, stop, say, show)
@@ -75,7 +80,16 @@ def run(
         finally:
             if own_shelf is not None:
                 own_shelf.give_back()
-        return _ended(order, stop, lacked, say)
+        is_whole = _ended(order, stop, lacked, say)
+        return _delivered(order, is_whole, stop, say)
+
+
+def _as_drawn(config: Config, order: Order) -> Config:
+    """The settings with the base model and the largest size of the order: both may be the LoRA's, not the config's."""
+    width, height = max(((one.width, one.height) for one in order.pictures), key=lambda size: size[0] * size[1])
+    drawn = {"pretrained_model": order.base_model, "refiner_model": order.refiner_model}
+    refine = config.refine if order.refining else "none"
+    return config.with_preset(drawn | {"width": width, "height": height, "refine": refine})
 
 
 def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None) -> bool:
@@ -87,7 +101,7 @@ def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generatio
         order.folder.contact_sheet.unlink(missing_ok=True)
     finished |= _taken_over(order, finished, say, show)
     missing = sum(index not in finished for index in order.own)
-    say(f"sheet     {order.folder.root}: {len(order.pictures)} pictures, {missing} to make{_share(order)}")
+    say(f"sheet     {order.workplace.kept.root}: {len(order.pictures)} pictures, {missing} to make{_share(order)}")
     if lacked and order.folder.root.name != order.asked_name:
         say(f"          {order.asked_name} holds other designs, so these have a folder of their own")
 
@@ -115,11 +129,14 @@ def _taken_over(
         say(f"taken     {len(taken)} pictures from earlier sheets, where they are the same")
     gone = [index for index in lacking if index not in taken]
     sheet.draw_anew(order.placed, gone, order.at_once, order.shard)
+    order.workplace.hand_over(
+        [*(path for one in taken.values() for path in one.files()), order.folder.rows(order.shard)]
+    )
     return taken
 
 
-def _ended(order: Order, stop: stopping.Stop, lacked: bool, say: Say) -> Designs:
-    """The sheet as a whole, once every process has made its part; the finished pictures, in order.
+def _ended(order: Order, stop: stopping.Stop, lacked: bool, say: Say) -> bool:
+    """The sheet as a whole, once every process has made its part; returns whether this one's part is made.
 
     lacked  whether something was made that the page and the zip do not hold yet
     """
@@ -139,8 +156,19 @@ def _ended(order: Order, stop: stopping.Stop, lacked: bool, say: Say) -> Designs
             sheet.close(order.folder, done, pack=order.packs)
         else:
             sheet.write_page(order.folder)
-        say(f"finished  {len(done)} pictures; all on one page: {order.folder.index}")
-    return Designs(done, order.folder, is_complete=not own and not stop.asked)
+        say(f"finished  {len(done)} pictures; all on one page: {order.workplace.kept.index}")
+    return not own and not stop.asked
+
+
+def _delivered(order: Order, is_whole: bool, stop: stopping.Stop, say: Say) -> Designs:
+    """The finished pictures where they lie in the end: on Drive, or on this machine where Drive does not take them."""
+    finished = sheet.read_finished(order.folder, order.pictures)
+    done = [finished[index] for index in sorted(finished)]
+    owed = order.workplace.finish(f"{len(done)} designs are finished", 0.0 if stop.asked else SECONDS_FOR_DRIVE)
+    if owed:
+        say(f"! {owed}")
+    folder = order.folder if owed else order.workplace.kept
+    return Designs(sheet.lying_in(folder, done), folder, is_whole, owed)
 
 
 def _share(order: Order) -> str:

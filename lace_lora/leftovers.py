@@ -19,7 +19,7 @@ CHECKPOINTS, CLASS_PICTURES = "checkpoints", "class pictures"
 HALF_MADE, HALF_WRITTEN = "half-made pictures", "half-written files"
 KINDS = {
     CHECKPOINTS: "of finished runs all but the last, the best and those that an evaluation names; a grid and "
-    "`evaluate --checkpoints` can then show only what is left",
+    "`evaluate --all-checkpoints` can then show only what is left",
     CLASS_PICTURES: "of finished runs; drawn again if you train the run longer",
     HALF_MADE: "of sheets that are finished, or that nobody went on with for a week; drawn again if somebody does",
     HALF_WRITTEN: "left by what was cut off; of no use to anybody",

@@ -13,6 +13,7 @@ from lace_lora.errors import PicturesError, SettingsError
 from lace_lora.file_names import entries, printable
 from lace_lora.image_files import HEIC_KINDS, READABLE_KINDS, how_to_include
 
+_OR_MAKE = " To have it made, switch make_folders on."
 TEXTS = (".txt", ".caption", ".jsonl", ".json", ".csv")  # captions and lists of other tools, no pictures
 
 
@@ -44,10 +45,10 @@ def folder_of(image_dir: str | Path) -> Path:
         raise PicturesError(f"{shown} is a file; images_dir must be the folder that holds the pictures.")
     if not folder.parent.is_dir():
         first = "Mount Drive first, or correct" if folder.is_relative_to("/content/drive") else "Correct"
-        raise PicturesError(f"There is no folder {shown}. {first} images_dir.")
+        raise PicturesError(f"There is no folder {shown}. {first} images_dir.{_OR_MAKE}")
     near = difflib.get_close_matches(folder.name, entries(folder.parent), 1)
-    hint = f"Did you mean {printable(folder.parent / near[0])}? " if near else "Put the pictures there, or correct "
-    raise PicturesError(f"There is no folder {shown}. {hint}{'Correct ' if near else ''}images_dir.")
+    hint = f"Did you mean {printable(folder.parent / near[0])}? " if near else ""
+    raise PicturesError(f"There is no folder {shown}. {hint}Correct images_dir.{_OR_MAKE}")
 
 
 def _suffixes(extensions: Collection[str]) -> set[str]:

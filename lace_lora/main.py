@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, batch_command, config_text, options
+from lace_lora import __version__, batch_command, config_text, options, plan_command
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
-from lace_lora.errors import LaceError, SettingsError
+from lace_lora.errors import LaceError, MachineError, SettingsError
 
 if TYPE_CHECKING:
     from lace_lora.estimate import Plan
@@ -174,10 +174,10 @@ def export_captions(
     print(f"{len(names)} pictures with captions: {written}")
 
 
-@verb("plan")
-def plan(config: Config) -> None:
-    """Say what will run on this machine, what it needs and how long it takes, before anything is downloaded."""
-    print(_planned(config))
+@verb("plan", plan_command.SWITCHES, plan_command.TEXTS)
+def plan(config: Config, json: bool, compare: list[str], gpu: str | None) -> None:
+    """Say what will run, what every stage needs, how long it takes and what it costs, before anything is downloaded."""
+    plan_command.run(config, json, compare, gpu, lambda: _planned(config))
 
 
 @verb("train")
@@ -202,6 +202,8 @@ def generate(config: Config) -> None:
     _open(config)
     designs = room.run(config, say=_say)
     print(f"{len(designs)} designs in {designs.folder.root}" if designs else "no designs yet")
+    if designs.owed:
+        raise MachineError(f"Not all of the designs are on Drive; they are in {designs.folder.root}: see above.")
     if not designs.is_complete:
         raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
 

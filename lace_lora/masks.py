@@ -137,7 +137,7 @@ def alpha(picture: Image.Image, lace_mask: Image.Image, repeat: cloth.Repeat = "
     # A pixel that holds a tenth of thread tells ten times its noise of the thread's colour: there, what is nearby.
     colour = numpy.where(part < 0.5, colour * part * 2 + thread * (1 - part * 2), colour)
     layers = numpy.dstack([colour, alpha_HW * 255])
-    return Image.fromarray(numpy.rint(layers.clip(0, 255)).astype(numpy.uint8), "RGBA")
+    return Image.fromarray(numpy.rint(layers.clip(0, 255)).astype(numpy.uint8))
 
 
 # -- tones --

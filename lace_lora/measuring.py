@@ -75,8 +75,14 @@ class Looked:
     made: Rows | None
 
 
-def readable(exhibits: Sequence[Exhibit], say: Say) -> list[Exhibit]:
-    """Those that can be opened; of the others the fault is said."""
+def readable(judge: Embedder, exhibits: Sequence[Exhibit], say: Say) -> list[Exhibit]:
+    """Those that the judge can be given; of the others the fault is said.
+
+    A network looks at all of them, so that each is opened first. Statistics look at none (see Looked.made), and the
+    look for copies says itself what it cannot read.
+    """
+    if judge.is_weight_free:
+        return list(exhibits)
     found = []
     for one in exhibits:
         try:
@@ -106,21 +112,20 @@ def look(judge: Embedder, photographs: Photographs, drawn: Pairs, made: Sequence
     return Looked(judge, rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], found)
 
 
-def style(looked: Looked, photographs: Photographs, why_none: str, drawn: Pairs | None = None) -> list[Score]:
+def style(looked: Looked, photographs: Photographs, why_none: str, drawn: Pairs) -> list[Score]:
     """style_*, variety_* and drift_plain.
 
     why_none  why there are no photographs to measure against; empty where there are
-    drawn     whose prompts say which pictures belong together; None: each picture stands alone
+    drawn     whose prompts say which pictures belong together
     """
-    told, plain_told = (drawn.told, drawn.plain_told) if drawn else (None, None)
     reference = Reference.of(
         looked.learnt, looked.unseen,
         [one.group for one in photographs.learnt], [one.group for one in photographs.unseen],
     ) if len(looked.learnt) else None  # fmt: skip
     scores = [
-        *style_match.style_scores(looked.base, looked.lora, reference, told),
-        style_match.drift_score(looked.plain_base, looked.plain_lora, reference, plain_told),
-        *style_match.variety_scores(looked.base, looked.lora, reference, told),
+        *style_match.style_scores(looked.base, looked.lora, reference, drawn.told),
+        style_match.drift_score(looked.plain_base, looked.plain_lora, reference, drawn.plain_told),
+        *style_match.variety_scores(looked.base, looked.lora, reference, drawn.told),
     ]
     return [replace(one, refusal=why_none) if why_none and one.value is None else one for one in scores]
 
@@ -206,7 +211,7 @@ def inception_score(judges: Judges, drawn: Pairs) -> list[Score]:
 
 def _mean(id: str, name: str, values: Sequence[float], groups: Sequence[object]) -> Score:
     low, high = intervals.mean_interval(values, groups) or (None, None)
-    means = "A cosine of picture and words, about 0.2 to 0.35 where they fit; only differences mean something."
+    means = "A cosine of picture and words, which has no scale of its own: only differences mean something."
     return Score(id, name, "words", fmean(values), low, high, len(values), means, "higher")
 
 

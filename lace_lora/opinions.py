@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora import blind, rating
+from lace_lora.counting import counted
 from lace_lora.errors import LaceError, RunError
 from lace_lora.run_folder import RunFolder
 from lace_lora.scores import Evaluation
@@ -90,7 +91,8 @@ def _blind(run: RunFolder) -> dict[str, Any]:
         if here:
             sentences.append(blind.result(here, name, other).sentence)
     if earlier := sum(answer.place not in known for answer in given):
-        sentences.append(f"{earlier} answers are about pictures of before, and are not counted.")
+        verb = "is" if earlier == 1 else "are"
+        sentences.append(f"{counted(earlier, 'answer')} {verb} about pictures of before, and {verb} not counted.")
     file = run.blind_answers.relative_to(run.root).as_posix()
     return {"title": "Decided blind", "sentences": sentences, "file": file}
 

@@ -1,7 +1,7 @@
 """Every setting as an option of a command, made from its declaration: names, units, bounds, defaults, groups."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -34,11 +34,11 @@ def parameters(
     return found
 
 
-def as_text(name: str, value: str | list[str] | None) -> str | None:
+def as_text(name: str, value: str | Sequence[str] | None) -> str | None:
     """An option's value as one text, which config.load turns into the setting's kind; None where it was not given."""
-    if isinstance(value, list):
-        return ("\n" if name in declared.BY_LINE else ",").join(value) or None
-    return value
+    if value is None or isinstance(value, str):
+        return value
+    return ("\n" if name in declared.BY_LINE else ",").join(value) or None
 
 
 def table() -> str:

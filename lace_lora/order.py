@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import queries, repeats, sheet, stages, wanted
+from lace_lora import finishing, queries, repeats, sheet, stages, wanted
 from lace_lora.batches import Batch, batch_size, check_pair
 from lace_lora.between_stages import Pictures
 from lace_lora.conditions import forces_zeros
@@ -33,6 +33,7 @@ from lace_lora.run_folder import RunFolder, Shard, SheetFolder
 from lace_lora.sampling import Refining, Sampling, make_scheduler, refiner_begin, start_begin
 from lace_lora.sheet import Generation, Placed
 from lace_lora.shelf import Shelf
+from lace_lora.workplace import Workplace
 
 UNET = ["unet", "scheduler"]  # its noise schedule counts too: a corrected one draws other pictures
 # Raised by hand when the same request would give other pictures than an earlier version of this code drew.
@@ -68,8 +69,13 @@ class Order:
 
     @property
     def folder(self) -> SheetFolder:
-        """Where the sheet lies."""
+        """Where the sheet is drawn."""
         return self.placed.folder
+
+    @property
+    def workplace(self) -> Workplace:
+        """Where it is drawn, and where it is kept."""
+        return self.placed.workplace
 
     @property
     def pictures(self) -> tuple[Generation, ...]:
@@ -131,7 +137,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     models += [precision] if config.mixed_precision != "auto" else []  # auto may be finished on another machine
     sizes = {(one.width, one.height) for one in pictures}
     at_once = {size: batch_size(base_model, *size, machine) for size in sizes}
-    placed = sheet.place(run, config.sheet_name, pictures, models, at_once, shard)
+    placed = _placed(config, run, pictures, models, at_once, shard, say)
     return Order(
         run=run,
         base_model=base_model,
@@ -152,6 +158,28 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
         asked_name=config.sheet_name,
         start=start,
     )
+
+
+def _placed(
+    config: Config, run: RunFolder, pictures: Sequence[Generation], models: Sequence[str],
+    at_once: dict[tuple[int, int], int], shard: Shard, say: Say,
+) -> Placed:  # fmt: skip
+    """The sheet with its place: one on Drive is drawn on this machine, unless nothing is to be made or many share it.
+
+    Several processes see what the others have finished in the folder itself.
+    """
+
+    def drawn_in(kept: SheetFolder) -> Workplace:
+        if shard.of > 1:
+            return Workplace.at(kept, say)
+        return Workplace.of(run, kept, config.drive_mount_path, config.cache_dir, say)
+
+    placed = sheet.place(run, config.sheet_name, pictures, models, at_once, shard, drawn_in)
+    kept = placed.workplace.kept
+    is_there = placed.workplace.is_apart and not placed.folder.root.is_dir()
+    if is_there and finishing.is_finished(kept, sheet.lying_in(kept, pictures), Finishing.of(config), config.zip):
+        return placed.lying_in(Workplace.at(kept, say))
+    return placed
 
 
 def models_of(models: Sequence[str], vae_model: str | None) -> list[str]:

@@ -7,11 +7,11 @@ grid of the run.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lace_lora import candidates, grid, queries, stars
+from lace_lora import annotations, candidates, grid, queries, stars
 from lace_lora.candidates import Candidate
 from lace_lora.cells import Cell
 from lace_lora.config import Config
-from lace_lora.errors import LaceError, SettingsError
+from lace_lora.errors import LaceError, PicturesError, SettingsError
 from lace_lora.exhibits import Exhibit
 from lace_lora.run_folder import RunFolder
 
@@ -75,12 +75,10 @@ def draw(config: Config, run: RunFolder, *, say: Say) -> Pairs:
     styled = grid.run(config, prompts, seeds, scales, steps, say=say, name="measured")
     if styled.missing:
         return _pairs(run, rows, styled, None)
-    return _pairs(
-        run,
-        rows,
-        styled,
-        grid.run(config, plain, plain_seeds, scales, [chosen.step], say=_without_hint(say), name="measured_plain"),
+    unstyled = grid.run(
+        config, plain, plain_seeds, scales, [chosen.step], say=say, name="measured_plain", calls_style=False
     )
+    return _pairs(run, rows, styled, unstyled)
 
 
 def style_prompts(config: Config, run: RunFolder, chosen: Candidate, say: Say) -> tuple[str, ...]:
@@ -125,8 +123,11 @@ def _captions(run: RunFolder, most: int) -> list[str]:
     """The captions of the photographs, each once, evenly taken from the list."""
     if not run.annotations.is_file():
         return []
-    lines = run.annotations.read_text(encoding="utf-8", errors="replace").splitlines()
-    captions = list(dict.fromkeys(text for line in lines if (text := line.partition("\t")[2].strip())))
+    try:
+        rows, _ = annotations.parse(run.annotations)
+    except PicturesError:  # told where the photographs are looked for; the pairs do not need it
+        return []
+    captions = list(dict.fromkeys(caption for _, _, caption in rows if caption))
     return captions[:: -(-len(captions) // most) or 1]
 
 
@@ -168,8 +169,3 @@ def _exhibit(run: RunFolder, cell: Cell, group: int) -> Exhibit:
 
 def _silently(_: str) -> None:
     """What is told of prompts when a sheet is drawn; here each gets as many pictures as the others."""
-
-
-def _without_hint(say: Say) -> Say:
-    """Plain prompts lack the token on purpose; that need not be told of each."""
-    return lambda line: None if "does not hold" in line else say(line)

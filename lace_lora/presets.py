@@ -12,6 +12,8 @@ from lace_lora.errors import SettingsError
 from lace_lora.machine import CHOOSE_A_GPU, Machine
 
 FOLDER = Path(__file__).parent / "preset_files"
+TRAINED = "sdxl"  # the one family that can be trained; presets of others are listed and refused
+FAMILIES = {"sd15": "Stable Diffusion 1.5", "sd35": "Stable Diffusion 3.5", "flux": "Flux"}
 
 DEMO_BANNER = (
     "DEMO — no GPU was found, so the miniature model that ships with Lace LoRA is used, with {pictures}.\n"
@@ -23,12 +25,13 @@ OWN = "your photographs at {resolution} px. It is a rehearsal: the designs show 
 
 @dataclass(frozen=True)
 class Preset:
-    """Partial settings with a reason each."""
+    """Partial settings with a reason each, for the models of one family."""
 
     name: str
     about: str
     settings: dict[str, Any]
     why: dict[str, str] = field(default_factory=dict)
+    family: str = TRAINED
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def read(name: str) -> Preset:
         raise SettingsError(f"No preset called {name!r}{nearest(name, known)} There are: {', '.join(known)}.")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        preset = Preset(path.stem, str(data["about"]), dict(data["settings"]), dict(data.get("why") or {}))
+        why, family = dict(data.get("why") or {}), str(data.get("family", TRAINED))
+        preset = Preset(path.stem, str(data["about"]), dict(data["settings"]), why, family)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(f"{path} is no preset: it must hold `about: …` and, below `settings:`, names.") from error
     load(**preset.settings)  # a wrong name or value is said now, not in the middle of a run
@@ -95,6 +99,11 @@ def settle(config: Config, machine: Machine) -> Settled:
     if name == "none":
         return Settled(config, "none", why, {})
     preset = read(name)
+    if preset.family != TRAINED:
+        raise SettingsError(
+            f"The preset {name} is for {FAMILIES.get(preset.family, preset.family)}, which Lace LoRA cannot train yet. "
+            "Choose preset auto, which takes the one for SDXL that suits this machine."
+        )
     kept = config.overridden if name == "demo" else config.given
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
     reasons = {setting: preset.why.get(setting, "") for setting in used}

@@ -63,6 +63,7 @@ def make(
         for stage in (DRAWN, REFINED):
             for batch in group:
                 between_stages.forget(order.folder, order.kept_as(stage), batch)
+        order.workplace.deliver()
 
 
 def _waiting(order: Order, group: Iterable[Pictures], stage: str) -> list[Pictures]:
@@ -117,6 +118,7 @@ def _draw(order: Order, batches: Sequence[Pictures], words: stages.Words, stop: 
         for row, index in enumerate(batch):
             latents = {name: latents_BCHW[row] for name, latents_BCHW in both.items() if latents_BCHW is not None}
             between_stages.keep(order.folder, order.kept_as(DRAWN), index, latents)
+        _hand_over(order, DRAWN, batch)
         tell(len(batch))
 
 
@@ -143,6 +145,7 @@ def _refine(order: Order, batches: Sequence[Pictures], words: stages.Words, stop
     for batch, finished_BCHW in _halving(order, REFINED, batches, touching_up, say):
         for row, index in enumerate(batch):
             between_stages.keep(order.folder, order.kept_as(REFINED), index, {"finished": finished_BCHW[row]})
+        _hand_over(order, REFINED, batch)
         tell(len(batch))
 
 
@@ -171,6 +174,7 @@ def _halving(
             halvings = [between_stages.Halving(stage, batch, longest // 2) for batch in waiting]
             halvings = [one for one in halvings if len(one.batch) > one.at_most]
             between_stages.record(order.folder, halvings, order.shard)
+            order.workplace.hand_over([order.folder.halved(order.shard)])
             waiting = between_stages.in_pieces(waiting, halvings, stage)
             say(f"memory    is short: {longest // 2} at once instead of {longest}")
 
@@ -202,8 +206,14 @@ def _decode(
         seam = None if repeat == "none" else round(repeats.seam_score(refined or base, repeat), 2)
         done = replace(order.pictures[index], seam=seam)
         sheet.add(order.folder, done, base, refined, order.shard)
+        order.workplace.hand_over([*done.files(), order.folder.rows(order.shard)])
         tell(1)
         yield done
+
+
+def _hand_over(order: Order, stage: str, batch: Pictures) -> None:
+    """What a stage left of a batch goes to Drive too: another machine may go on with it."""
+    order.workplace.hand_over(between_stages.place(order.folder, order.kept_as(stage), index) for index in batch)
 
 
 def _left(order: Order, stage: str, index: int) -> dict[str, Tensor]:

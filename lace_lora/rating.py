@@ -15,6 +15,7 @@ from statistics import mean
 from typing import Any
 
 from lace_lora import checkpoint, tables
+from lace_lora.counting import counted
 from lace_lora.errors import SettingsError
 from lace_lora.file_names import printable
 from lace_lora.prompt_files import one_line
@@ -160,8 +161,8 @@ def summary(ratings: Ratings, names: Mapping[str, str] | None = None) -> list[st
     for one in means(ratings.rows):
         name = (names or {}).get(one.adapter) or f"adapter {one.adapter[:_DIGITS]}"
         said = [f"{asked} {value:.1f}" for asked in ASKED if (value := getattr(one, asked)) is not None]
-        by = _many(one.raters, "person", "people")
-        of = f"{_many(one.ratings, 'rating')} of {_many(one.designs, 'design')} by {by}"
+        by = counted(one.raters, "person", "people")
+        of = f"{counted(one.ratings, 'rating')} of {counted(one.designs, 'design')} by {by}"
         lines.append(f"{printable(name)}: {', '.join(said)} of {HIGHEST} ({of})")
     lines = lines or ["Nobody has rated a design yet."]
     more = len(ratings.faults) - _NAMED_AT_MOST
@@ -179,7 +180,7 @@ def scores(ratings: Sequence[Rating], adapter: str) -> list[Score]:
     for asked, words in told.items():
         value = getattr(one, asked)
         if value is not None:
-            by = f"the opinion of {_many(one.raters, 'person', 'people')} on {_many(one.designs, 'design')}"
+            by = f"the opinion of {counted(one.raters, 'person', 'people')} on {counted(one.designs, 'design')}"
             text = f"How {words}, from {LOWEST} to {HIGHEST}: {by}."
             made.append(
                 Score(
@@ -247,10 +248,6 @@ def _checked(row: Mapping[str, Any]) -> tuple[Rating | None, list[str]]:
         texts["rater"],
         texts["at"],
     ), []
-
-
-def _many(count: int, one: str, more: str = "") -> str:
-    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def _mean(values: Any) -> float | None:

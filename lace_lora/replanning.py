@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lace_lora import estimate, presets
+from lace_lora import costs, estimate, presets
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures
 from lace_lora.errors import LaceError, ModelError, PicturesError
@@ -44,7 +44,10 @@ def about(error: LaceError) -> Caution:
 
 
 def plan_summary(plan: Plan) -> list[tuple[str, str]]:
-    """What a person must know before starting, as rows of (name, value): fits, time, steps, passes."""
+    """What a person must know before starting, as rows of (name, value): fits, time, cost, steps, passes.
+
+    The cost is that of the whole job, designs included, and stands only where this kind of machine has a price.
+    """
     config, machine = plan.config, plan.machine
     if machine.gpu_name is None:
         fits = f"no GPU; runs on the CPU, {machine.cpu_cores} cores"
@@ -52,9 +55,11 @@ def plan_summary(plan: Plan) -> list[tuple[str, str]]:
         word = "fits" if plan.fits else "DOES NOT FIT"
         fits = f"{word}: needs {plan.vram_gb:.1f} of {machine.vram_gb:.1f} GB on {machine.gpu_name}"
     pictures_a_step = int(config.train_batch_size) * int(config.gradient_accumulation_steps)
+    cost = [("cost", " or ".join(map(str, plan.prices[:2])) + f" ({costs.as_of()})")] if plan.prices else []
     return [
         ("GPU memory", fits),
         ("time", _duration(plan.minutes)),
+        *cost,
         ("steps", f"{config.max_train_steps} of {pictures_a_step} pictures"),
         ("passes", f"{plan.epochs:.1f} over {plan.pictures} pictures at {config.resolution} px"),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from lace_lora import report_parts as parts
 from lace_lora import style_claims
+from lace_lora.counting import counted
 from lace_lora.report_parts import Pictures, measured, number, text
 from lace_lora.run_folder import RunFolder
 from lace_lora.scores import LEVEL, CopyCheck, Evaluation, Score
@@ -67,7 +68,7 @@ def standing(evaluation: Evaluation) -> Standing:
     """
     copied = len(evaluation.copies.copies)
     if copied:
-        return Standing("problem", f"{_count(copied, 'picture')} too much like a photograph that was learnt.")
+        return Standing("problem", f"{counted(copied, 'picture')} too much like a photograph that was learnt.")
     if str(evaluation.overfitting).casefold().startswith(COPYING):
         return Standing("problem", "The log shows that it copies.")
     style = evaluation.score("style_match")
@@ -174,7 +175,7 @@ def copies(run: RunFolder, check: CopyCheck, pictures: Pictures) -> str:
     body = "".join(parts.paragraph(sentence) for sentence in copy_sentences(check))
     body += pages[0] if pages else ""
     body += parts.fold("the next pages: those less alike", "".join(pages[1:]) + rest)
-    return body + parts.fold(f"all {_count(len(check.pairs), 'pair')} in numbers", _pairs(check)) if body else ""
+    return body + parts.fold(f"all {counted(len(check.pairs), 'pair')} in numbers", _pairs(check)) if body else ""
 
 
 def copy_sentences(check: CopyCheck) -> list[str]:
@@ -190,18 +191,17 @@ def copy_sentences(check: CopyCheck) -> list[str]:
         said = [f"{found} of {looked} pictures {'is' if found == 1 else 'are'} called a copy: {files}{more}. Leave "
                 f"{'it' if found == 1 else 'them'} out, or take an earlier checkpoint."]  # fmt: skip
     else:
-        said = [f"None of {_count(looked, 'picture')} is called a copy."]
+        said = [f"None of {counted(looked, 'picture')} is called a copy."]
     threshold = measured(check.threshold)
     if threshold is not None:
-        what = f" ({parts.plain(check.likeness)})" if check.likeness else ""
-        said.append(
-            f"A copy is what is more like a learnt photograph than {threshold:.{parts.decimals_of([threshold])}f}{what}"
-            + ", more than two photographs of different pieces are."
-        )  # fmt: skip
+        what = f" Likeness is {parts.plain(check.likeness)}." if check.likeness else ""
+        shown = f"{threshold:.{parts.decimals_of([threshold])}f}"
+        said.append(f"A picture is called a copy if its likeness to a learnt photograph is above {shown}.{what}")
     if check.false_alarms:
         said.append(
-            f"That was measured on as many comparisons as {_count(check.calibrated_on, 'unseen piece')} give: about "
-            f"1 in {check.calibrated_on + 1} new designs is called a copy by chance. Look before you throw away."
+            "No photographs of two different pieces are so alike. That was measured on as many comparisons as "
+            f"{counted(check.calibrated_on, 'unseen piece')} give: at most 1 in {check.calibrated_on + 1} new designs "
+            "is called a copy by chance, on average. Look before you throw away."
         )
     return said
 
@@ -287,7 +287,3 @@ def _listed(value: Any) -> Sequence[Any]:
     if isinstance(value, list | tuple):
         return value
     return [value] if value else []
-
-
-def _count(many: int, what: str) -> str:
-    return f"{many} {what}{'' if many == 1 else 's'}"

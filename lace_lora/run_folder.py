@@ -17,6 +17,7 @@
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,12 +271,18 @@ class RunFolder:
         """The sheet of that name."""
         return SheetFolder(self.sheets / name)
 
-    def free_sheet(self, name: str, digest: str) -> SheetFolder:
-        """The sheet that was asked for with this digest before, else the next free name: sheet, sheet-2, sheet-3, …"""
+    def free_sheet(
+        self, name: str, digest: str, drawn_in: Callable[[SheetFolder], SheetFolder] | None = None
+    ) -> SheetFolder:
+        """The sheet that was asked for with this digest before, else the next free name: sheet, sheet-2, sheet-3, …
+
+        drawn_in  the folder in which a sheet is drawn, where that is another one: it may hold what is not here yet
+        """
         number = 1
         while True:
             sheet = self.sheet(name if number == 1 else f"{name}-{number}")
-            if _is_free(sheet, digest):
+            working = sheet if drawn_in is None else drawn_in(sheet)
+            if _is_free(sheet, digest) and (sheet.request.is_file() or _is_free(working, digest)):
                 return sheet
             number += 1
 

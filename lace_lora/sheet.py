@@ -8,7 +8,7 @@ its own until the sheet is finished. So a sheet that was cut off is finished wit
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from lace_lora import between_stages, checkpoint, page, pictures, stars
 from lace_lora.between_stages import Pictures
 from lace_lora.errors import PicturesError, RunError
 from lace_lora.run_folder import RunFolder, Shard, SheetFolder, digest_of
+from lace_lora.workplace import Workplace
 
 # Not part of what was asked for: where it was drawn, and what was found. A sheet may be finished on another machine.
 FOUND = ("precision", "versions", "seam")
@@ -87,10 +88,19 @@ class Generation:
 class Placed:
     """A request that has its folder: every picture with its paths, and which of them this process makes."""
 
-    folder: SheetFolder
+    workplace: Workplace
     pictures: tuple[Generation, ...]  # of the whole sheet
     batches: list[Pictures]  # what is drawn
     reused: dict[int, str]  # what is taken over: numbers of pictures, and the sheet in which they lie already
+
+    @property
+    def folder(self) -> SheetFolder:
+        """Where it is drawn."""
+        return self.workplace.folder
+
+    def lying_in(self, workplace: Workplace) -> "Placed":
+        """The same in another folder."""
+        return replace(self, workplace=workplace, pictures=lying_in(workplace.folder, self.pictures))
 
 
 def place(
@@ -100,18 +110,22 @@ def place(
     models: Sequence[str],
     at_once: Mapping[tuple[int, int], int],
     shard: Shard,
+    drawn_in: Callable[[SheetFolder], Workplace],
 ) -> Placed:
     """The folder for a request, which was begun for it or is free. Several processes may ask at one moment.
 
-    models   texts that tell the models apart, since two may have one name
-    at_once  pictures in a batch, for each width and height; once begun, a sheet keeps its batches
+    models    texts that tell the models apart, since two may have one name
+    at_once   pictures in a batch, for each width and height; once begun, a sheet keeps its batches
+    drawn_in  the place in which a sheet of the run is drawn; the request is written there
     """
     told = [_told(one) for one in wanted]
     digest = _digest([list(models), told])
     while True:
-        folder = run.free_sheet(name, digest)
-        if not folder.request.is_file():
-            reused = _earlier(run, folder, _digest(list(models)), wanted)
+        kept = run.free_sheet(name, digest, lambda one: drawn_in(one).folder)
+        workplace = drawn_in(kept)
+        begun_in = workplace.begun()
+        if begun_in is None:
+            reused = _earlier(run, kept, _digest(list(models)), wanted)
             shared = {name: value for name, value in told[0].items() if all(row.get(name) == value for row in told)}
             request = {
                 "digest": digest,
@@ -121,17 +135,23 @@ def place(
                 "reused": reused,
                 "batches": _batches([one for one in wanted if str(one.index) not in reused], at_once),
             }
-            checkpoint.write_new(folder.request, _json(request))
-        if digest_of(folder) == digest:
+            begun_in = workplace.folder
+            checkpoint.write_new(begun_in.request, _json(request))
+        if digest_of(begun_in) == digest:
             break
-    begun = _request(folder)
-    placed = tuple(replace(one, base=folder.root / one.base, refined=_under(folder, one.refined)) for one in wanted)
-    again = _redrawn(folder)
+    begun = _request(begun_in)
+    placed = lying_in(workplace.folder, wanted)
+    again = list(dict.fromkeys(batch for one in {kept, workplace.folder} for batch in _redrawn(one)))
     gone = set(chain(*again))
     batches = [batch for number, batch in enumerate(map(tuple, begun["batches"])) if shard.owns(number)]
     batches += [batch for batch in again if shard.owns(batch[0])]
     taken = {int(index): str(sheet) for index, sheet in begun["reused"].items() if int(index) not in gone}
-    return Placed(folder, placed, batches, {index: taken[index] for index in taken if shard.owns(index)})
+    return Placed(workplace, placed, batches, {index: taken[index] for index in taken if shard.owns(index)})
+
+
+def lying_in(folder: SheetFolder, designs: Iterable[Generation]) -> tuple[Generation, ...]:
+    """The same designs with the paths of their files in a folder."""
+    return tuple(replace(one, base=folder.root / one.base.name, refined=_under(folder, one.refined)) for one in designs)
 
 
 def halvings(folder: SheetFolder) -> list[between_stages.Halving]:
@@ -294,7 +314,7 @@ def _redrawn(folder: SheetFolder) -> list[Pictures]:
 
 
 def _under(folder: SheetFolder, path: Path | None) -> Path | None:
-    return folder.root / path if path else None
+    return folder.root / path.name if path else None
 
 
 def _batches(wanted: Sequence[Generation], at_once: Mapping[tuple[int, int], int]) -> list[list[int]]:

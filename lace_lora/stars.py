@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint
+from lace_lora import checkpoint, counting
 from lace_lora.config import nearest
 from lace_lora.errors import LaceError, RunError
 from lace_lora.file_names import printable
@@ -234,7 +234,7 @@ def counted(folder: SheetFolder, designs: Collection[int], starred: Collection[i
     loved = [index for index in designs if index in starred]
     which = f" ({spans(loved)})" if loved else ""
     name = printable(folder.root.name)
-    return f"{name}: {_amount(len(designs), 'design')}, {_amount(len(loved), 'favourite')}{which}"
+    return f"{name}: {counting.counted(len(designs), 'design')}, {counting.counted(len(loved), 'favourite')}{which}"
 
 
 def spans(numbers: Collection[int]) -> str:
@@ -293,10 +293,6 @@ def _no_such(folder: SheetFolder, index: int, designs: Collection[int]) -> str:
 
 def _numbers(designs: Collection[int]) -> str:
     return spans(designs) or f"none yet. {_DRAW}"
-
-
-def _amount(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _content(folder: SheetFolder) -> tuple[dict[str, Any], str]:

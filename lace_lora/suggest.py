@@ -316,13 +316,17 @@ def written(folder: str | Path, file: Path | None = None) -> dict[str, str]:
 
 
 def saver(
-    folder: str | Path, file: Path | None = None, say: Callable[[str], None] = _log.info
+    folder: str | Path,
+    file: Path | None = None,
+    say: Callable[[str], None] = _log.info,
+    cache_dir: str | Path | None = None,
 ) -> Callable[[Mapping[str, str]], None]:
     """A `save` for annotations.txt. It writes what has changed since it was called last; the rest stays as it stands.
 
-    What stood there before is kept as `….bak`. It raises PicturesError when the folder cannot be written.
+    What stood there before is kept as `….bak`. It raises PicturesError when the folder cannot be written; what was to
+    be written is then below cache_dir, where that is given.
     """
-    annotations = AnnotationsFile(Path(folder), file, say)
+    annotations = AnnotationsFile(Path(folder), file, say, cache_dir)
     before: dict[str, str] = annotations.captions()
 
     def save(captions: Mapping[str, str]) -> None:

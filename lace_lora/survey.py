@@ -11,12 +11,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -31,7 +32,6 @@ from lace_lora.quality import Quality
 WORKERS = 2  # Colab has two cores; each holds one picture
 LONGEST_SECONDS = 120.0  # the largest picture that is opened takes some ten
 FEW_MB = 20  # up to that, a program of its own takes longer to start than it saves
-COPIERS = 8  # at once: Drive takes its time for each file
 THUMBNAILS = "thumbnails"  # below cache_dir
 THUMBNAIL_PX = 256
 _THUMBNAIL_QUALITY = 85
@@ -75,14 +75,16 @@ def look_at_all(
     side_px: int,
     *,
     cache_dir: Path | None = None,
-    fetch: Callable[[Path], Path] | None = None,
+    places: Mapping[Path, Path] = MappingProxyType({}),
+    faults: Mapping[Path, str] = MappingProxyType({}),
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Look]:
     """The same for many files, in their order.
 
     cache_dir  folder for small pictures; None makes none
-    fetch      brings a file to this machine's disk and gives its copy, or the file itself; several are fetched at once
+    places     where a file is read instead: its copy on this machine
+    faults     files that are not read, and why
     workers    programs that decode side by side; 0 does it in this one; None decides by how much there is
     progress   is told after each picture how many are done, and of how many
     """
@@ -92,27 +94,22 @@ def look_at_all(
             thumbnails.mkdir(parents=True, exist_ok=True)
     count = min(WORKERS if _are_many(paths) else 0, len(paths)) if workers is None else workers
     ask = _Workers() if count else None
-    copies = ThreadPoolExecutor(COPIERS) if fetch is not None else None
     looks: list[Look] = []
 
-    def one(path: Path, near: "Future[Path] | None") -> Look:
-        try:
-            here = near.result() if near is not None else path
-        except OSError as error:
-            return Look(fault=f"cannot be read from Drive ({error.strerror or error})")
+    def one(path: Path) -> Look:
+        if path in faults:
+            return Look(fault=faults[path])
+        here = places.get(path, path)
         return ask.look(here, side_px, thumbnails) if ask else look_at(here, side_px, thumbnails)
 
     with ThreadPoolExecutor(max(1, count)) as threads:
         try:
-            fetched = [copies.submit(fetch, path) if copies and fetch else None for path in paths]
-            for done, look in enumerate(threads.map(one, paths, fetched), 1):
+            for done, look in enumerate(threads.map(one, paths), 1):
                 looks.append(look)
                 if progress is not None:
                     progress(done, len(paths))
         finally:  # also where the person stops it
             threads.shutdown(wait=False, cancel_futures=True)
-            if copies is not None:
-                copies.shutdown(wait=False, cancel_futures=True)
             if ask is not None:
                 ask.end()
     return looks

@@ -18,6 +18,7 @@ from lace_lora import (
     launch,
     mirror,
     outcome,
+    own_folders,
     processes,
     samples,
     schedule,
@@ -167,14 +168,19 @@ def _apart(
 
 
 def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate.Plan, RunFolder, list[str]]:
-    """The plan for what really runs, the run's folder, and the plan in lines."""
+    """The plan for what really runs, the run's folder, and the plan in lines; MachineError where it cannot fit."""
     if processes_started > 1 and config.num_processes == "auto":
         config = config.model_copy(update={"num_processes": processes_started})
     plan = estimate.prepare(config, say=say)
-    folder = RunFolder.of(plan.config).create()
+    folder = RunFolder.of(plan.config)
+    own_folders.check_drive("lora_output_dir", folder.root.parent, plan.config.drive_mount_path)
+    folder.create()
     settings, kept = journal.settle(config, plan.config, folder)
     if kept:
         plan = estimate.again(plan, settings, config.gradient_checkpointing)
+    # Refused before anything of the run is written, loaded or fetched; a finished one needs no memory any more.
+    if not (adapters.is_whole(folder) and adapters.load(folder.root).is_complete):
+        estimate.check_fits(plan)
     banner = [plan.banner] if plan.banner else []
     return plan, folder, [*banner, str(plan), *kept]
 

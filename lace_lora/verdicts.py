@@ -33,11 +33,11 @@ _DRIFT: dict[style_claims.Drift, str] = {
 def verdict(found: Evaluation, copy_sentence: str) -> tuple[str, ...]:
     """A sentence for each of the questions that was answered.
 
-    copy_sentence  what the copy check says
+    copy_sentence  what the copy check says; it comes first where copies were found: they must not be sold as new
     """
-    return tuple(
-        line for line in (*_style(found), copy_sentence, *_drift(found), *_words(found), *_advice(found)) if line
-    )
+    style, copies = list(_style(found)), [copy_sentence]
+    first = [*copies, *style] if found.copies.copies else [*style, *copies]
+    return tuple(line for line in (*first, *_drift(found), *_words(found), *_advice(found)) if line)
 
 
 def _style(found: Evaluation) -> Iterator[str]:

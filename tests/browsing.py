@@ -260,7 +260,9 @@ class Book:
             until(is_there, f"the cell {title!r} {f'says {says}' if says else 'ends'}", seconds)
         except AssertionError as error:
             prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
-            raise AssertionError(f"{error}; cells {' '.join(prompts)}; it says:\n{words.inner_text()[-2000:]}") from None
+            raise AssertionError(
+                f"{error}; cells {' '.join(prompts)}; it says:\n{words.inner_text()[-2000:]}"
+            ) from None
         return words.inner_text()
 
     def set_number(self, name: str, value: float) -> None:

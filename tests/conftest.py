@@ -4,13 +4,18 @@ import gc
 import json
 import os
 import random
+from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import numpy
 import pytest
 from PIL import Image, ImageDraw
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+# No test times anything: on a busy machine an example may take longer than hypothesis allows by itself.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 WORDS = (
     "a photo of painting < my special style > lace white cream on dark ground leaf star rosette grainy low quality ,"
@@ -20,9 +25,10 @@ WORDS = (
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> None:
     # 20 LoRA steps of a tiny SDXL: 1.1 s with one thread, 9 to 16 s with two on a shared two-core machine.
-    import torch
+    if find_spec("torch"):  # tests that need none also run without it: make test-colab
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,8 @@ def assert_drawn_alike(whole: RunFolder, broken: RunFolder) -> None:
         {path.relative_to(run.sheets): path.read_bytes() for path in run.sheets.rglob("*") if path.is_file()}
         for run in (whole, broken)
     )
-    assert sorted(map(str, mine.keys() ^ theirs.keys())) == [], "files of one and not of the other"
+    differing = sorted(map(str, mine.keys() ^ theirs.keys()))
+    assert differing == [], f"{differing} are files of one and not of the other: {broken.root}"
     assert [str(name) for name in mine if mine[name] != theirs[name]] == []
 
 
@@ -174,7 +175,7 @@ class _Work:
 
         def see(event: str, words: Any) -> None:
             nonlocal calls
-            if event in CALLS and any(str(one) in str(words) for one in (out, "/runs/")):
+            if event in CALLS and any(str(one) in str(words) for one in (out, "/runs/", "/sheets/")):
                 calls += 1
                 if calls == call:
                     os.kill(os.getpid(), signal.SIGKILL)

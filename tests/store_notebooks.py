@@ -35,6 +35,7 @@ def store(path: Path, folder: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        notebooks = ROOT / "notebooks"
+        for path in [*sorted(notebooks.glob("[0-9][0-9]_*.ipynb")), *sorted(notebooks.glob("exploration/*.ipynb"))]:
             print(f"{path.name} …")
             store(path, folder)

@@ -107,6 +107,20 @@ ONE_PIECE = (
 )
 
 
+# Of this fax libtiff 4.7.2 reads what comes before the bad line; 4.7.0, in the pillow that Colab has, nothing.
+READ_BY_NEW_LIBTIFF = "crash-74d2a78403a5a59db1fb0a2b8735ac068a75f6e3.tif"
+
+
+def opens(path: Path) -> bool:
+    """Whether pillow alone reads a file to its end."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> CheckReport:
     kinds = {path.suffix for path in FOLDER.iterdir()}
@@ -123,6 +137,8 @@ def test_the_check_agrees_with_the_table(report, name, verdict, words, why):
     """P4, L1."""
     record = next(record for record in report.records if record.name == name)
     reasons = "; ".join(record.problems)
+    if name == READ_BY_NEW_LIBTIFF and not opens(FOLDER / name):
+        verdict, words = "unusable", ("damaged",)
     assert record.verdict == verdict, f"{reasons or 'no reason'} ({why})"
     assert [word for word in words if word not in reasons] == [], f"{reasons} ({why})"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contenders, count, hardware, loops, meters, report, train
+from benchmarks import contenders, hardware, loops, meters, report, train
 from lace_lora import config, estimate
 
 PRECISIONS = ("fp32", "bf16")
@@ -197,19 +197,6 @@ def test_at_most_five_loops_are_in_memory_together_and_ours_is_in_every_group():
     assert len(train.for_cpu(PRECISIONS, [1, 4], has_script=False)) == 4
 
 
-@pytest.mark.parametrize(
-    "mode", ["none", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("transformers", "full"))]
-)
-def test_the_plans_coefficients_are_those_that_are_counted(mode):
-    """C10, L19: recounted on SDXL's true UNet at 1024 px; nothing is computed."""
-    forward, step = count.tflop("attention", mode)
-    assert forward == pytest.approx(estimate.FORWARD_LINEAR + estimate.FORWARD_SQUARE, rel=0.01)
-    assert step / forward == pytest.approx(estimate.STEP_OVER_FORWARD["attention"][mode], rel=0.01)
-    assert count.kept_gib("attention", mode) == pytest.approx(estimate.ACTIVATIONS_GIB["attention"][mode], rel=0.02)
-    parameters = count.unet_with_lora("attention", mode)[1]
-    assert parameters == estimate.LORA_PARAMETERS_A_RANK["attention"] * count.RANK
-
-
 def test_the_gpus_rows_cover_every_mode_and_carry_the_plans_prediction(tmp_path):
     """C10: the code that waits for a GPU is walked through without one."""
     groups = train.for_gpu([1, 4])
@@ -218,7 +205,7 @@ def test_the_gpus_rows_cover_every_mode_and_carry_the_plans_prediction(tmp_path)
     told = train.predicted(task, {"dtype": "nf4", "batch": 4, "checkpointing": "full"})
     settings = config.load(preset="none", resolution=1024, train_batch_size=4, rank=16)
     assert told["gib"] == pytest.approx(estimate.training_gib(settings, "bf16", "full", "nf4"))
-    assert told["seconds"] is None  # of a machine without a GPU the plan knows no speed
+    assert told["seconds"] > 60  # on a CPU; estimated
 
 
 def test_a_compiled_step_counts_the_flops_of_the_same_step_and_the_page_tells_its_share_of_the_gpu():

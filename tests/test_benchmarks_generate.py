@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import generate, generate_report, hardware, meters, model, tally, ways
-from lace_lora import estimate
+from lace_lora import coefficients
 from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
 from tests.conftest import read_pixels
@@ -132,7 +132,14 @@ def test_every_way_for_a_gpu_is_walked_through_without_one(sheet: ways.Sheet, mo
 def test_sdxls_true_sizes_are_those_that_the_plan_knows() -> None:
     """C10, P28: without a weight; the base's pass is what the plan counts with; the refiner has its published size."""
     each = tally.gflop_a_row("sdxl", 1024, model.RANK)
-    assert each["base unet"] / 1e3 == pytest.approx(estimate.FORWARD_LINEAR + estimate.FORWARD_SQUARE, rel=0.01)
+    sizes = coefficients.of("stabilityai/stable-diffusion-xl-base-1.0")
+    lora = 16 * 2 * sizes.table["training"]["attention"]["parameters_a_rank"] * 128 * 128 / 1e9  # at most, in GFLOP
+    plain = sizes.forward_flop("unet", 128 * 128) / 1e9
+    assert plain < each["base unet"] < plain + lora
+    assert each["refiner unet"] == pytest.approx(sizes.forward_flop("refiner", 128 * 128) / 1e9, rel=0.001)
+    assert each["text 1"] + each["text 2"] == pytest.approx(sizes.caption_flop() / 1e9, rel=0.001)
+    for way in ("encode", "decode"):
+        assert each[f"vae {way}"] == pytest.approx(sizes.vae_flop(way, 128 * 128) / 1e9, rel=0.001)
     with torch.device("meta"), quiet():
         refiner = tally.UNet2DConditionModel(**model.SIZES["sdxl"].refiner)
     assert sum(one.numel() for one in refiner.parameters()) / 1e6 == pytest.approx(2259.5, abs=0.1)

@@ -404,6 +404,7 @@ def test_drive_that_goes_away_is_the_reason_of_the_files_it_took_along(tmp_path,
         raise OSError(107, "Transport endpoint is not connected")
 
     monkeypatch.setattr(local_copies, "copy_file", copy)
+    monkeypatch.setattr(local_copies, "PAUSES", (0.0,))
     report = check_images(folder, cache_dir=tmp_path / "cache", drive_mount_path=tmp_path / "drive")
     assert {record.fault for record in report.records} == {
         "cannot be read from Drive (Transport endpoint is not connected)"

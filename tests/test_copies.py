@@ -5,8 +5,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from benchmarks.planted import drawn
-from lace_lora import copies, unseen
-from lace_lora.copies import FLOOR, Features, Learnt, check, look, memorised, sheets, threshold
+from lace_lora import copies, copy_pages, unseen
+from lace_lora.copies import FLOOR, Features, Learnt, look
+from lace_lora.copy_check import check, memorised, short_name, threshold
+from lace_lora.copy_pages import sheets
 from lace_lora.errors import PicturesError
 from lace_lora.scores import CopyCheck, Nearest
 
@@ -237,7 +239,7 @@ def test_photographs_are_opened_one_by_one_by_what_opens_them(folder, made):
 
 def test_names_tell_sheets_cells_and_folders_apart():
     """P22: by hand."""
-    assert [copies._short(name) for name in (
+    assert [short_name(name) for name in (
         "images/one/refined_output_000.png", "images/two/base_result_012.png",
         "evaluation/grid/cells/step-000600_scale-1_seed-0_0123456789ab.png", "samples/step-000250/sample_03.png",
         "IMG.jpg", "old/a/IMG.jpg",
@@ -332,7 +334,7 @@ def test_every_pair_is_on_a_page_and_only_copies_are_red(tmp_path):
     """P22: 24 pairs a page; the page with the copies holds the colour, the last one does not."""
     pages = pages_of([0.9, 0.8] + [0.1] * 48)
     assert len(pages) == 3
-    red = [share_of(page, copies._COPY) for page in pages]
+    red = [share_of(page, copy_pages._COPY) for page in pages]
     assert red[0] > 0.01 and red[1:] == [0, 0]
     tiles = [share_of(page, (10, 90, 40)) * page.width * page.height for page in pages]
     assert [round(area / (250 * 167)) for area in tiles] == [48, 48, 4]
@@ -354,8 +356,8 @@ def test_the_page_opens_what_the_check_names_and_says_what_cannot_be_opened(tmp_
 def test_what_is_written_on_a_page(monkeypatch):
     """P22: likeness, names, and for a copy the word and how it lies."""
     written = []
-    write = copies._write
-    monkeypatch.setattr(copies, "_write", lambda *rest: written.append(" ".join(rest[3])) or write(*rest))
+    write = copy_pages._write
+    monkeypatch.setattr(copy_pages, "_write", lambda *rest: written.append(" ".join(rest[3])) or write(*rest))
     found = asked([0.9, 0.4], [0.7], how=["mirrored", "shifted"])
     tile = Image.new("RGB", (9, 9))
     list(sheets(found, lambda name: tile, lambda name: tile))

@@ -80,5 +80,5 @@ def test_long_runs_are_thinned_and_keep_their_end() -> None:
 
 
 def test_ticks_are_round_numbers_within_the_bounds() -> None:
-    assert curves._ticks(0, 1000, 5) == [0, 200, 400, 600, 800, 1000]
-    assert curves._ticks(0.083, 0.21, 5) == pytest.approx([0.1, 0.15, 0.2])
+    assert curves.ticks(0, 1000, 5) == [0, 200, 400, 600, 800, 1000]
+    assert curves.ticks(0.083, 0.21, 5) == pytest.approx([0.1, 0.15, 0.2])

@@ -121,6 +121,25 @@ def test_a_comment_behind_a_value_keeps_its_column_and_a_persons_own_comments_st
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "value", "expected"),
+    [
+        ("base_prompt: |\n  a\n\n# mine\nseed: 1\n", "base_prompt", "b", "base_prompt: b\n\n# mine\nseed: 1\n"),
+        ("prompts:\n- a\n\n# mine\nseed: 1\n", "prompts", ("b",), "prompts: [b]\n\n# mine\nseed: 1\n"),
+        ("prompts:\r\n- a\r\n# mine\r\n- b\r\n", "prompts", ("c",), "prompts: [c]\r\n# mine\r\n"),
+        ("seed: 1\r\n", "rank", 8, f"seed: 1\r\n{config_text.line('rank', 8)}\r\n"),
+        (f"base_prompt: |\n# rank: 16 # {HELP}\n", "rank", 8, f"base_prompt: |\nrank: 8  # {HELP}\n"),
+        (
+            f"negative_prompt: 'a\n\n# rank: 16 # {HELP}'\n", "rank", 8,
+            f"negative_prompt: 'a\n\n# rank: 16 # {HELP}'\n{config_text.line('rank', 8)}\n",
+        ),
+    ],
+)  # fmt: skip
+def test_what_stands_behind_and_inside_values_of_several_lines_stays_byte_for_byte(text, name, value, expected):
+    """L9."""
+    assert defaults.with_values(text, {name: value}) == expected
+
+
 def test_a_missing_name_stands_below_the_heading_of_its_group_or_at_the_end():
     """L9."""
     text = "# -- Size of the LoRA --\n\n# -- Training --\nseed: 3"

@@ -7,8 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import blind, evaluate, grid, main, opinions, pictures, rating_form, report, train
-from lace_lora.config import Config
+from lace_lora import (
+    blind,
+    blind_form,
+    evaluate,
+    exhibits,
+    grid,
+    main,
+    measuring,
+    opinions,
+    pairs,
+    pictures,
+    report,
+    train,
+)
+from lace_lora.config import Config, load
+from lace_lora.demo import draw
+from lace_lora.embedders import Embedder
 from lace_lora.errors import AdapterError, ModelError, RunError
 from lace_lora.families import sdxl
 from lace_lora.image_files import open_picture
@@ -197,6 +212,37 @@ def test_a_run_that_has_learnt_nothing_is_refused(config: Config, tmp_path: Path
         evaluate.run(empty, say=quietly)
 
 
+def test_the_demos_unseen_lace_is_drawn_only_for_a_run_that_is_there(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P20, L13: sixty pictures, once the pairs are there; not for photographs that somebody brought."""
+    drawn: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(draw, "write_lace_folder", lambda folder, *rest: drawn.append(draw_threads(folder, 2)))
+    demo = load(preset="demo", lora_output_dir=str(tmp_path / "none"))
+    with pytest.raises(AdapterError):
+        evaluate.run(demo, say=quietly)
+    assert not drawn
+    words = [*words_of(config), "--preset", "demo", "--run_name", RunFolder.of(config).name]
+    assert main.run(["evaluate", *words]) == 0 and not drawn
+    at = words.index("--images_dir")
+    assert main.run(["evaluate", *words[:at], *words[at + 2 :]]) == 0 and drawn == [Path("demo_output/unseen")]
+
+
+def test_only_a_network_has_every_design_opened_for_it(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P20: statistics look at no design, and the look for copies opens each itself: 2,000 need not be read twice."""
+    opened: list[str] = []
+    working = exhibits.Exhibit.open
+    monkeypatch.setattr(
+        exhibits.Exhibit, "open", lambda self, side=None: opened.append(self.name) or working(self, side)
+    )
+    made = pairs.draw(config, RunFolder.of(config), say=quietly).lora
+    for is_weight_free in (True, False):
+        judge = Embedder("judge", lambda pictures: None, is_weight_free)
+        assert measuring.readable(judge, made, quietly) == list(made)
+        assert opened == ([] if is_weight_free else [one.name for one in made])
+
+
 def test_people_choose_between_the_pairs_that_were_measured(config: Config) -> None:
     """P24: LoRA against base, and the two checkpoints that are left to a person."""
     run = RunFolder.of(config)
@@ -236,13 +282,14 @@ def test_answers_about_other_pictures_are_not_counted(config: Config) -> None:
     said = " ".join(part["sentences"])
     assert "5 of 5" in said and "30 answers are about pictures of before" in said
     run.blind_answers.write_text('{"pair": "x", "left": "same", "right": "same", "said": "left"}\n', encoding="utf-8")
-    assert "1 answers are about" in " ".join(opinions.for_report(run)[0]["sentences"])
+    [part] = opinions.for_report(run)
+    assert part["sentences"] == ["1 answer is about pictures of before, and is not counted."]
 
 
 def test_forms_say_what_is_lacking(config: Config, tmp_path: Path) -> None:
-    assert "was not evaluated yet" in repr(rating_form.base_and_lora(RunFolder(tmp_path / "none")))
-    assert "0 of 5 answered" in repr(rating_form.base_and_lora(RunFolder.of(config)))
-    assert "step" in repr(rating_form.finalists(RunFolder.of(config)))
+    assert "was not evaluated yet" in repr(blind_form.base_and_lora(RunFolder(tmp_path / "none")))
+    assert "0 of 5 answered" in repr(blind_form.base_and_lora(RunFolder.of(config)))
+    assert "step" in repr(blind_form.finalists(RunFolder.of(config)))
 
 
 def test_a_damaged_design_is_left_out_and_costs_nothing_else(config: Config, photographs: Path) -> None:

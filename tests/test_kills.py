@@ -14,6 +14,7 @@ from tests.killing import assert_drawn_alike, assert_trained_alike, driven
 @pytest.fixture
 def killable(settings, tmp_path):
     """Settings of a training that writes a checkpoint after each step and looks at held-out pictures."""
+    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
     more = {"max_train_steps": 6, "checkpoint_every": 1, "validation_fraction": 0.3, "validate_every": 2}
     values = {name: getattr(settings, name) for name in settings.given}
     return values | more | {"drive_mount_path": str(tmp_path / "drive")}
@@ -68,6 +69,32 @@ def test_L7_a_sheet_that_is_killed_three_times_has_the_same_files_and_nothing_is
 ):
     counted = driven(drawable, tmp_path / "kills", rounds=1, fractions=(0.5, 0.9), made_run=made_run)
     assert counted["kills"] >= 3
+
+
+@pytest.fixture
+def drawable_on_drive(drawable, tmp_path):
+    """The same in a run on Drive."""
+    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
+    return drawable | {"drive_mount_path": str(tmp_path / "drive"), "cache_dir": str(tmp_path / "cache")}
+
+
+def test_L7_a_sheet_on_drive_that_is_killed_has_the_same_files_and_nothing_is_made_twice(
+    drawable_on_drive, made_run, tmp_path
+):
+    """L14: its working folder and Drive are both cut off where they are."""
+    place = tmp_path / "drive" / "MyDrive" / "out"
+    counted = driven(drawable_on_drive, place, rounds=0, fractions=(0.3, 0.6, 0.97), made_run=made_run)
+    assert counted["kills"] == 3
+
+
+@pytest.mark.slow
+def test_L7_a_sheet_on_drive_that_is_killed_while_it_writes_anything_has_the_same_files(
+    drawable_on_drive, made_run, tmp_path
+):
+    """L14: forty places from the first call of the file system to the last."""
+    fractions = tuple((number + 0.5) / 40 for number in range(40))
+    place = tmp_path / "drive" / "MyDrive" / "out"
+    assert driven(drawable_on_drive, place, rounds=0, fractions=fractions, made_run=made_run)["kills"] == 40
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -25,7 +26,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """What the verb `plan` was called with, in place of planning."""
     seen: list[Config] = []
-    monkeypatch.setattr(main, "_planned", lambda given: seen.append(given))
+    monkeypatch.setattr(main, "_planned", lambda given: seen.append(given) or mock.Mock(stages=()))
     return seen
 
 

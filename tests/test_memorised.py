@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lace_lora import config, copies, inference, train
+from lace_lora import config, copies, copy_check, inference, train
 from lace_lora.demo.draw import lace
 from lace_lora.scores import CopyCheck
 from tests.training import quietly
@@ -50,7 +50,7 @@ def test_a_run_trained_to_memorise_six_pictures_is_called_out(tmp_path):
     found = checked(tmp_path, SIX, **BY_HEART)
     assert len(found.pairs) == 12 and len(found.copies) >= 10, [pair.likeness for pair in found.pairs]
     assert {pair.nearest for pair in found.copies} == {str(seed) for seed in SIX}
-    assert copies.memorised(found).startswith(f"{len(found.copies)} of 12 designs are copies")
+    assert copy_check.memorised(found).startswith(f"{len(found.copies)} of 12 designs are copies")
 
 
 @pytest.mark.slow
@@ -59,4 +59,4 @@ def test_a_run_trained_as_usual_on_120_pictures_copies_none(tmp_path):
     """P22, D8: the demo's own settings; its scallops are all of one design, which unseen ones show as well."""
     found = checked(tmp_path, range(100_000, 100_120))
     assert len(found.pairs) == 12 and not found.copies, [pair.likeness for pair in found.pairs]
-    assert copies.memorised(found).startswith("The photographs of this set are so alike")
+    assert copy_check.memorised(found).startswith("The photographs of this set are so alike")

@@ -1,8 +1,6 @@
 """A run on Drive: everything arrives whole, whatever fails or is killed, and goes on from what is newest (P19, L14)."""
 
-import builtins
 import errno
-import io
 import json
 import os
 import shutil
@@ -17,6 +15,7 @@ from lace_lora.errors import MachineError
 from lace_lora.lock import LOCK
 from lace_lora.mirror import Mirror
 from lace_lora.run_folder import RunFolder
+from tests.drives import Drive, failing
 
 ROOT = Path(__file__).parent.parent
 EVERY_CALL = pytest.mark.parametrize(
@@ -24,41 +23,9 @@ EVERY_CALL = pytest.mark.parametrize(
 )
 
 
-class Drive:
-    """A folder that stands for Drive, whose file system can be made to fail: the test decides at which call."""
-
-    def __init__(self, root):
-        self.root = root
-        self.calls, self.fails_at, self.number = 0, (), errno.ENOTCONN
-
-    def fail(self, calls, number=errno.ENOTCONN):
-        """Count calls from one, and fail at these."""
-        self.calls, self.fails_at, self.number = 0, calls, number
-
-    def touch(self, path):
-        if isinstance(path, int):
-            path = os.readlink(f"/proc/self/fd/{path}")
-        if isinstance(path, str | os.PathLike) and Path(path).is_relative_to(self.root):
-            self.calls += 1
-            if self.calls in self.fails_at:
-                raise OSError(self.number, os.strerror(self.number), str(path))
-
-
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
-    drive = Drive(tmp_path / "drive")
-    (drive.root / "MyDrive").mkdir(parents=True)
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a test needs no power cut
-    names = ["stat", "replace", "mkdir", "scandir", "unlink", "fsync"]
-    for module, name in [(os, name) for name in names] + [(builtins, "open"), (io, "open")]:
-        real = getattr(module, name)
-
-        def touched(path, *words, real=real, **more):
-            drive.touch(path)
-            return real(path, *words, **more)
-
-        monkeypatch.setattr(module, name, touched)
-    return drive
+    return failing(tmp_path / "drive", monkeypatch)
 
 
 @pytest.fixture
@@ -200,7 +167,7 @@ def test_a_drive_that_fails_at_any_call_loses_nothing(comes_back, stride, drive,
         newest, _ = checkpoint.newest(pair.remote.checkpoints)
         assert newest is not None, f"failed at call {failed + 1}"
         assert f'"step": {int(newest.name[-6:])}, "loss"' in pair.remote.log.read_text(), f"failed at call {failed + 1}"
-        pair.mirror.next_try = 0.0
+        pair.mirror.delivery.next_try = 0.0
         assert pair.mirror.deliver()
         assert files(pair.remote) == files(run), f"failed at call {failed + 1}"
         assert is_delivered or pair.said[1:] == [f"Drive is back: everything is in {pair.remote.root}."]
@@ -229,7 +196,7 @@ def test_a_byte_that_drive_changes_is_noticed_and_copied_again(pair, drive, monk
     for _ in range(2):
         assert not pair.mirror.deliver()
         assert checkpoints(pair.remote) == ["step-000005"] and checkpoint.newest(pair.remote.checkpoints)[0]
-        pair.mirror.next_try = 0.0
+        pair.mirror.delivery.next_try = 0.0
     assert all(any(reason in line for line in pair.said) for reason in reasons) and wrong == set()
     assert pair.mirror.deliver() and files(pair.remote) == files(run)
 
@@ -240,7 +207,7 @@ def test_a_checkpoint_that_is_damaged_here_never_replaces_a_good_one_there(pair)
     assert pair.mirror.deliver()
     good = files(pair.remote)
     damage(run.checkpoint(10) / "lora.safetensors")
-    pair.mirror.seen.clear()  # as after a lost memory: everything is copied once more
+    pair.mirror.delivery.seen.clear()  # as after a lost memory: everything is copied once more
     pair.mirror.deliver()
     assert files(pair.remote) == good
     assert pair.said == [
@@ -256,7 +223,7 @@ def test_a_drive_that_vanishes_gets_no_folders_in_its_place_and_everything_when_
     drive.root.mkdir()
     train(pair.mirror.local, 6, 10)
     for _ in range(3):
-        pair.mirror.next_try = 0.0
+        pair.mirror.delivery.next_try = 0.0
         assert not pair.mirror.deliver()
     assert list(drive.root.iterdir()) == []
     assert pair.said == [
@@ -265,7 +232,7 @@ def test_a_drive_that_vanishes_gets_no_folders_in_its_place_and_everything_when_
     ]
     drive.root.rmdir()
     (tmp_path / "gone").rename(drive.root)
-    pair.mirror.next_try = 0.0
+    pair.mirror.delivery.next_try = 0.0
     assert pair.mirror.deliver() and files(pair.remote) == files(pair.mirror.local)
 
 
@@ -277,7 +244,7 @@ def test_a_mount_that_is_none_any_more_is_not_written_to(pair, drive, monkeypatc
     mounts.clear()
     assert not mirrored.deliver() and files(pair.remote) == {}
     mounts.add(drive.root)
-    mirrored.next_try = 0.0
+    mirrored.delivery.next_try = 0.0
     assert mirrored.deliver() and files(pair.remote) == files(mirrored.local)
 
 
@@ -289,7 +256,7 @@ def test_pauses_between_attempts_grow_and_nothing_is_tried_within_them(pair, dri
     waits = []
     for _ in range(8):
         assert not pair.mirror.deliver()
-        waits.append(pair.mirror.next_try - now[0])
+        waits.append(pair.mirror.delivery.next_try - now[0])
         calls = drive.calls
         now[0] += waits[-1] - 0.1
         assert not pair.mirror.deliver() and drive.calls == calls

@@ -13,10 +13,11 @@ from lace_lora import batch
 from lace_lora.config import Config
 from tests.generated import ROOT
 
-PATHS = sorted((ROOT / "notebooks").glob(batch.PATTERN))
-BOOKS = {path.name: nbformat.read(path, 4) for path in PATHS}
+NUMBERED = [path.name for path in sorted((ROOT / "notebooks").glob(batch.PATTERN))]
+EXPLORATION = "exploration/pictures.ipynb"
+BOOKS = {name: nbformat.read(ROOT / "notebooks" / name, 4) for name in [*NUMBERED, EXPLORATION]}
 # Each tells which one to open next.
-NEXT = dict(zip(list(BOOKS)[:-1], list(BOOKS)[1:], strict=True))
+NEXT = dict(zip(NUMBERED[:-1], NUMBERED[1:], strict=True)) | {EXPLORATION: "02_annotate.ipynb"}
 
 every_notebook = pytest.mark.parametrize("name", BOOKS)
 
@@ -41,7 +42,7 @@ def texts(cell):
 
 def test_there_are_five_numbered_from_one():
     names = ["01_set_up", "02_annotate", "03_train", "04_generate", "05_evaluate"]
-    assert list(BOOKS) == [f"{name}.ipynb" for name in names]
+    assert [f"{name}.ipynb" for name in names] == NUMBERED
 
 
 @every_notebook
@@ -56,7 +57,7 @@ def test_it_begins_with_its_badge_and_a_title(name):
     """The badge itself is written from address.py; see test_address."""
     first = BOOKS[name].cells[0].source.splitlines()
     assert first[0].startswith("[![Open in Colab]")
-    assert first[2].startswith(f"# {int(name[:2])} · ")
+    assert first[2].startswith("# Explore · " if name == EXPLORATION else f"# {int(name[:2])} · ")
 
 
 @every_notebook
@@ -129,7 +130,8 @@ CHECKED = {
     "02_annotate.ipynb": r"120 usable(.|\n)*120 captions in demo_output/pictures/annotations.txt",
     "03_train.ipynb": r"step 6/6  loss \d\.\d(.|\n)*rank, alpha +16, 16 \(\d+ layers",
     "04_generate.ipynb": r"refined_output_003.png  seed 3 (.|\n)*crispness: 0\.\d\d\d unrefined, 0\.\d\d\d refined",
-    "05_evaluate.ipynb": r"LoRA's distance from your photographs +-?\d\.\d\d(.|\n)*9 pictures, 0 of them copies",
+    EXPLORATION: r"8 pieces in 120 photographs of 120(.|\n)*the least typical: lace_094.jpg",
+    "05_evaluate.ipynb": r"LoRA's distance from your photographs +-?\d\.\d\d(.|\n)*13 pictures, 0 of them copies",
 }
 
 

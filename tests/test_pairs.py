@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import candidates, evaluate, exhibits, pairs, pictures, train
+from lace_lora import candidates, evaluate, exhibits, grid, pairs, pictures, train
 from lace_lora.config import Config
 from lace_lora.errors import PicturesError, SettingsError
 from lace_lora.families import sdxl
@@ -87,6 +87,25 @@ def test_prompts_are_those_set_then_those_of_the_sheet_then_captions(config: Con
     (sheet.root / "base_result_000.png").write_bytes(b"x")
     sheet.manifest.write_text('{"index": 0, "prompt": "a <lace> of the sheet", "base": "base_result_000.png"}\n')
     assert pairs.style_prompts(config, run, chosen, quietly) == ("a <lace> of the sheet",)
+
+
+def test_captions_are_read_as_everywhere(config: Config) -> None:
+    """P20, L14: each once, with a byte order mark or without; what cannot be read is no reason not to draw."""
+    run = RunFolder.of(config)
+    run.annotations.write_bytes("\ufeffa.jpg\t a rose \nno tab\nb.jpg\ta leaf\nc.jpg\ta rose\n".encode())
+    assert pairs._captions(run, 4) == ["a rose", "a leaf"]
+    run.annotations.write_bytes(b"a.jpg\t\xff\xfe\n")
+    assert pairs._captions(run, 4) == []
+
+
+def test_only_prompts_that_ought_to_hold_the_token_are_told_of(config: Config) -> None:
+    """P20: plain prompts lack it on purpose; whoever asks a grid for such a prompt is told."""
+    said: list[str] = []
+    asked = config.model_copy(update={"plain_prompts": ("this does not hold much",)})
+    pairs.draw(asked, RunFolder.of(config), say=said.append)
+    assert not any("shows what the LoRA does to plain prompts" in line for line in said)
+    grid.run(config, ["a chair"], [1], [0.0, 1.0], [10], say=said.append)
+    assert sum("'a chair' does not hold <lace>, so it shows what" in line for line in said) == 1
 
 
 def test_all_checkpoints_are_drawn_where_that_is_asked_for(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lace_lora import config, presets
+from lace_lora import config, estimate, presets, throughput
 from lace_lora.errors import SettingsError
 from lace_lora.machine import Machine
 
@@ -35,6 +35,36 @@ def test_the_presets_have_the_numbers_that_were_asked_for():
     assert [small[name] for name in ("rank", "resolution", "train_batch_size", "gradient_accumulation_steps")] == [
         16, 512, 2, 4,
     ]  # fmt: skip
+
+
+def test_presets_of_other_families_have_their_numbers_and_are_refused_until_they_can_be_trained(tmp_path):
+    """C7."""
+    sd15 = presets.read("sd15")
+    assert sd15.settings == {
+        "rank": 16, "alpha": 16, "resolution": 512, "num_train_epochs": 15, "mixed_precision": "fp16",
+    }  # fmt: skip
+    assert presets.read("flux").settings["resolution"] == presets.read("sd35").settings["resolution"] == 1024
+    assert presets.read("high_quality").settings["train_text_encoder"] is True
+    for name, family in presets.FAMILIES.items():
+        with pytest.raises(SettingsError, match=f"is for {family}, which Lace LoRA cannot train yet"):
+            presets.settle(given(tmp_path, preset=name), T4)
+    assert {name for name in presets.names() if presets.read(name).family != "sdxl"} == set(presets.FAMILIES)
+
+
+@pytest.mark.parametrize("name", ["lace-t4", "lace-t4-qlora", "fast", "high_quality", "style-blocks"])
+def test_every_preset_for_a_free_t4_fits_on_it(tmp_path, name):
+    """C7, P29."""
+    found = estimate.plan(presets.settle(given(tmp_path, preset=name), T4), T4, 250)
+    assert found.fits and not found.misfits
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"), [("lace-l4", "L4"), ("lace-a100", "A100"), ("consumer", "3060"), ("sdxl", "L4")]
+)
+def test_every_other_preset_fits_on_the_card_that_it_is_for(tmp_path, name, gpu):
+    """C7."""
+    machine = throughput.machine(gpu)
+    assert estimate.plan(presets.settle(given(tmp_path, preset=name), machine), machine, 250).fits
 
 
 def test_a_file_beats_a_preset_and_an_override_beats_the_file(tmp_path):

@@ -10,8 +10,10 @@ import ipywidgets
 import pytest
 from PIL import Image
 
-from lace_lora import blind, rating, rating_form
-from lace_lora.rating_form import LOOKED_SECONDS, BlindForm, ExpertForm
+from lace_lora import answering, blind, blind_form, rating, rating_form
+from lace_lora.answering import LOOKED_SECONDS
+from lace_lora.blind_form import BlindForm
+from lace_lora.rating_form import ExpertForm
 from lace_lora.run_folder import RunFolder
 
 BASE, LORA = "the base model", "your LoRA"
@@ -47,7 +49,7 @@ def drawn(tmp_path):
 
 @pytest.fixture
 def sitting(run, drawn):
-    return rating_form.pairs(run, LORA, drawn[LORA], BASE, drawn[BASE], seed=3)
+    return blind_form.pairs(run, LORA, drawn[LORA], BASE, drawn[BASE], seed=3)
 
 
 def form_of(sitting, clock=None):
@@ -140,7 +142,7 @@ def test_P24_one_goes_on_where_one_stopped_and_can_take_answers_back(run, sittin
     assert first.back.disabled
     for _ in range(2):
         first.buttons["left"].click()
-    again = form_of(rating_form.pairs(run, LORA, drawn[LORA], BASE, drawn[BASE], seed=3))
+    again = form_of(blind_form.pairs(run, LORA, drawn[LORA], BASE, drawn[BASE], seed=3))
     assert words(again.progress) == "2 of 6 answered"
     seen = again.pictures["left"].value
     again.back.click()
@@ -174,7 +176,7 @@ def test_P24_what_cannot_be_saved_is_said_and_the_pair_stays(run, sitting):
 def test_P24_four_checkpoints_are_not_ranked(run, drawn):
     """P24: said at the end where one file holds the answers of several comparisons."""
     for names in (("step 250", "step 500"), ("step 500", "step 750"), ("step 750", "step 1000")):
-        form = form_of(rating_form.pairs(run, names[0], drawn[BASE][:2], names[1], drawn[LORA][:2], seed=1))
+        form = form_of(blind_form.pairs(run, names[0], drawn[BASE][:2], names[1], drawn[LORA][:2], seed=1))
         while form.pair:
             form.buttons["left"].click()
     assert "Four of them cannot be ranked from 6 answers" in words(form.said)
@@ -182,7 +184,7 @@ def test_P24_four_checkpoints_are_not_ranked(run, drawn):
 
 def test_L2_without_a_front_end_a_line_is_printed_and_no_widget_is_made(run, sitting, capsys, monkeypatch):
     """L2: papermill and nbval; and the result where all is answered."""
-    monkeypatch.setattr(rating_form, "BlindForm", lambda _: pytest.fail("a widget was made"))
+    monkeypatch.setattr(blind_form, "BlindForm", lambda _: pytest.fail("a widget was made"))
     monkeypatch.setattr(rating_form, "ExpertForm", lambda _: pytest.fail("a widget was made"))
     sitting._ipython_display_()
     assert capsys.readouterr().out == (
@@ -200,8 +202,8 @@ def test_L2_without_a_front_end_a_line_is_printed_and_no_widget_is_made(run, sit
 def test_L2_with_a_front_end_the_same_widgets_are_shown_each_time(run, sitting, monkeypatch):
     """L2."""
     seen = []
-    monkeypatch.setattr(rating_form, "display", seen.append)
-    monkeypatch.setattr(rating_form, "has_front_end", lambda: True)
+    monkeypatch.setattr(answering, "display", seen.append)
+    monkeypatch.setattr(answering, "has_front_end", lambda: True)
     for _ in range(2):
         sitting._ipython_display_()
     assert seen == [sitting.form.widget] * 2
@@ -209,7 +211,7 @@ def test_L2_with_a_front_end_the_same_widgets_are_shown_each_time(run, sitting, 
 
 def test_P24_no_pairs_are_a_sentence(run):
     """P24: Run all where nothing was drawn."""
-    empty = rating_form.pairs(run, LORA, [], BASE, [])
+    empty = blind_form.pairs(run, LORA, [], BASE, [])
     form = form_of(empty)
     form.buttons["left"].click()
     form.back.click()
@@ -330,7 +332,7 @@ def test_P24_the_forms_keep_the_notebook_small(run, tmp_path):
             Image.merge("RGB", noise).save(path, compress_level=1)
         lists.append(paths)
     ipywidgets.Widget.close_all()
-    form = form_of(rating_form.pairs(run, LORA, lists[0], BASE, lists[1]))
+    form = form_of(blind_form.pairs(run, LORA, lists[0], BASE, lists[1]))
     form.buttons["left"].click()
     state = json.dumps(ipywidgets.Widget.get_manager_state(drop_defaults=False))
     assert 50_000 < len(state) < 600_000

@@ -254,10 +254,10 @@ def test_copies_are_called_out_with_threshold_and_false_alarms(tmp_path):
     """D9."""
     said = Seen(page_of(reported_run(tmp_path / "rose", replace(EVALUATION, copies=COPIED)))).text
     assert "1 of 3 pictures is called a copy: a.png." in said
-    assert "more like a learnt photograph than 0.60 (x), more than two photographs of different pieces are." in said
-    assert "as many comparisons as 47 unseen pieces give: about 1 in 48 new designs" in said
+    assert "is called a copy if its likeness to a learnt photograph is above 0.60. Likeness is x." in said
+    assert "as many comparisons as 47 unseen pieces give: at most 1 in 48 new designs is called a copy" in said
     none = Seen(page_of(reported_run(tmp_path / "other"))).text
-    assert "None of 2 pictures is called a copy." in none and "0.61 (correlation of threads)" in none
+    assert "None of 2 pictures is called a copy." in none and "above 0.61. Likeness is correlation of threads." in none
     refused = replace(EVALUATION, copies=CopyCheck(refusal="the photographs are gone."))
     assert "not measured: the photographs are gone." in Seen(page_of(reported_run(tmp_path / "third", refused))).text
 

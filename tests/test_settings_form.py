@@ -282,6 +282,19 @@ def test_the_plan_follows_what_is_typed(plan):
     assert "tight" not in note(form, "rank") and "read what" not in summary(form)
 
 
+def test_fields_that_nobody_touched_show_what_another_preset_brings_and_go_back_with_it(plan):
+    """L2: sdxl brings rank 32; what was asked for stays as it is, and a reset leaves nothing behind."""
+    form = planned_form(plan, ["preset", "rank", "resolution"], resolution=512)
+    number, box = form._drawn["resolution"].inputs
+    drawn(form, "preset").value = "sdxl"
+    assert drawn(form, "rank").value == 32 and number.value == 512
+    assert form.changed() == {"preset": "sdxl"}
+    box.value = True
+    assert (form.config().resolution, number.value) == ("auto", 1024), "auto shows what the new plan takes"
+    form.reset()
+    assert (drawn(form, "rank").value, number.value, box.value) == (16, 512, False) and form.changed() == {}
+
+
 def test_a_warning_without_a_field_stands_in_the_plan(plan):
     """L2: every warning is said once, somewhere."""
     form = planned_form(plan, ["resolution"], rank=64)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,10 @@ def test_two_orders_at_one_moment_get_a_folder_each(asked: Asked, monkeypatch: p
     free = RunFolder.free_sheet
     taken: list[Path] = []
 
-    def overtaken(run: RunFolder, name: str, digest: str) -> SheetFolder:
-        found = free(run, name, digest)
+    def overtaken(
+        run: RunFolder, name: str, digest: str, drawn_in: Callable[[SheetFolder], SheetFolder]
+    ) -> SheetFolder:
+        found = free(run, name, digest, drawn_in)
         if not taken:
             taken.append(found.root)
             found.root.mkdir(parents=True)

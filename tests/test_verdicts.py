@@ -105,13 +105,12 @@ def test_every_claim_has_its_sentences():
     ("copies", "mark"), [(FRESH, "good"), (COPIED, "problem"), (CopyCheck(refusal="no photographs"), "closer")]
 )
 def test_a_style_is_good_only_where_copies_were_looked_for_and_none_found(copies, mark):
-    """P20, D9: the sentence on copies stands beside that on the style."""
+    """P20, D9: the sentence on copies stands beside that on the style, and before it where copies were found."""
     looked = found((0.7, 0.6, 0.8), copies=copies)
     assert report_evidence.standing(looked).kind == mark
-    assert verdict(looked, "what was copied.") == (
-        "The style was learnt: 70 % of the way from the base model to your own photographs, between 60 and 80 %.",
-        "what was copied.",
-    )
+    style = "The style was learnt: 70 % of the way from the base model to your own photographs, between 60 and 80 %."
+    both = (style, "what was copied.")
+    assert verdict(looked, "what was copied.") == (both[::-1] if copies is COPIED else both)
 
 
 def test_a_style_that_was_not_learnt_is_a_problem_also_without_a_look_for_copies():

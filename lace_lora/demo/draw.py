@@ -133,7 +133,7 @@ def plain_picture(spec: Spec, seed: int, side: int) -> Image.Image:
         cover = cover.reshape(side, SUPERSAMPLING, side, SUPERSAMPLING).mean((1, 3))[..., None]
     motif, ground = (np.array(COLOURS[c]) + rng.normal(0, 4, 3) for c in (spec.colour, spec.ground))
     pixels = cover * motif + (1 - cover) * ground
-    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), "RGB")
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
 def plain(seed: int, side: int) -> tuple[Image.Image, str]:

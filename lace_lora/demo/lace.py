@@ -275,7 +275,7 @@ DRAWERS: dict[str, Callable[[Threads, np.random.Generator], None]] = {
 
 def _cloud(rng: np.random.Generator, side: int, cells: int) -> Array:
     """Slow noise, about -1..1, side × side: uneven light and uneven dye."""
-    coarse = Image.fromarray(rng.uniform(0, 255, (cells, cells)).astype(np.uint8), "L")
+    coarse = Image.fromarray(rng.uniform(0, 255, (cells, cells)).astype(np.uint8))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float64) / 127.5 - 1
 
 
@@ -299,4 +299,4 @@ def draw_lace(spec: Spec, seed: int, side: int) -> Image.Image:
     thread = (np.array(COLOURS[spec.colour]) + rng.normal(0, 3, 3)) * (0.5 + 0.5 * light)
     thread = thread * (1 - 0.07 * np.abs(_cloud(rng, side, max(8, side // 6)))[..., None])
     pixels = cover * thread + (1 - cover) * cloth
-    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), "RGB")
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))

@@ -1,0 +1,152 @@
+"""What a model takes at any size, as polynomials whose coefficients were counted on its architecture. Loads no torch.
+
+`python -m benchmarks.count --write` counts them on torch's meta device and writes plan_data/sdxl.json and demo.json; a
+test counts them again. n is the number of latent cells of a picture (128 × 128 for SDXL at 1024 px), r a LoRA's rank:
+
+flop         [1, n, n²]  of one pass of one row; two a multiply-add. Attention grows with the square
+flop_a_rank  [1, n]      what each rank adds to a training step
+peak         [1, n]      bytes held at most in one pass beside weights and gradients, in half precision; twice in fp32
+kept         [1, n]      of these, bytes that wait for the backward pass
+quantizable              numbers in linear layers, which NF4 keeps in 4 bits and a little
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lace_lora import demo
+from lace_lora.errors import ModelError
+from lace_lora.families import folders
+
+DATA = Path(__file__).parent / "plan_data"
+# Bytes of a number in NF4 with double quantisation: 4 bits, its share of an 8-bit scale for 64, and of that one's own.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The table of one model; sizes in bytes, work in FLOP.
+
+    is_counted  whether it was counted on this very architecture; else SDXL's is scaled by the number of weights
+    """
+
+    table: Mapping[str, Any] = field(repr=False)
+    is_counted: bool = True
+    scale: float = 1.0
+    px_a_cell: int = 8
+
+    def cells(self, width_px: int, height_px: int) -> int:
+        """Latent cells of a picture."""
+        return max(1, width_px // self.px_a_cell) * max(1, height_px // self.px_a_cell)
+
+    def weight_bytes(self, part: str, width: int, quantization: str = "none") -> float:
+        """Weights of unet, refiner, vae or text (both encoders) in numbers of `width` bytes, the UNet's also in nf4."""
+        whole = self.parameters(part)
+        if quantization != "nf4":
+            return whole * width
+        small = self.table[part]["quantizable"] * self.scale
+        return small * NF4_BYTES + (whole - small) * width
+
+    def parameters(self, part: str) -> float:
+        """Numbers of a part."""
+        rows = self.table["text"] if part == "text" else [self.table[part]]
+        return self.scale * sum(float(row["parameters"]) for row in rows)
+
+    def forward_flop(self, part: str, cells: int) -> float:
+        """One pass of one row through the unet or refiner, a LoRA fused in."""
+        return self.scale * _value(self.table[part]["flop"], cells)
+
+    def forward_bytes(self, part: str, cells: int, width: int) -> float:
+        """What such a pass holds at most beside the weights."""
+        return self.scale * _value(self.table[part]["peak"], cells) * width / 2
+
+    def vae_flop(self, way: str, cells: int) -> float:
+        """One picture through the VAE: encode or decode."""
+        return self.scale * _value(self.table["vae"][way]["flop"], cells)
+
+    def vae_bytes(self, way: str, cells: int, width: int) -> float:
+        """What that holds at most beside the weights."""
+        return self.scale * _value(self.table["vae"][way]["peak"], cells) * width / 2
+
+    def caption_flop(self) -> float:
+        """One caption through both text encoders."""
+        return self.scale * sum(float(row["flop"]) for row in self.table["text"])
+
+    def caption_bytes(self, width: int) -> float:
+        """What that holds at most beside the weights."""
+        return self.scale * max(float(row["peak"]) for row in self.table["text"]) * width / 2
+
+    def caption_step_flop(self, rank: int) -> float:
+        """One caption forward and backward through both text encoders with a LoRA of this rank; 0 for none."""
+        return self.scale * sum(_value(row["step_flop"], rank) for row in self.table["text"])
+
+    def caption_step_bytes(self, rank: int, width: int) -> float:
+        """What that holds at most beside weights and gradients."""
+        return self.scale * sum(_value(row["step_peak"], rank) for row in self.table["text"]) * width / 2
+
+    def lora_parameters(self, targets: str, rank: int, has_text: bool) -> float:
+        """Numbers that a LoRA learns, with that of the text encoders where they have one."""
+        text = sum(row["parameters_a_rank"] for row in self.table["text"]) if has_text else 0
+        return self.scale * rank * (self.table["training"][targets]["parameters_a_rank"] + text)
+
+    def step_flop(self, cells: int, rank: int, targets: str, mode: str) -> float:
+        """Forward and backward pass of one picture through the unet with its LoRA."""
+        return self._step("flop", cells, rank, targets, mode)
+
+    def step_bytes(self, cells: int, rank: int, targets: str, mode: str, width: int) -> float:
+        """What that holds at most beside weights and gradients."""
+        return self._step("peak", cells, rank, targets, mode) * width / 2
+
+    def kept_bytes(self, cells: int, rank: int, targets: str, mode: str, width: int) -> float:
+        """What of it waits for the backward pass."""
+        return self._step("kept", cells, rank, targets, mode) * width / 2
+
+    def _step(self, name: str, cells: int, rank: int, targets: str, mode: str) -> float:
+        row = self.table["training"][targets][mode]
+        return self.scale * (_value(row[name], cells) + rank * _value(row[f"{name}_a_rank"], cells))
+
+
+def of(model: str) -> Coefficients:
+    """The table of a base model: SDXL's for a Hugging Face name, and for a folder the one of its shape.
+
+    A folder of another shape has SDXL's, scaled by its weights, and is_counted False.
+    """
+    path = Path(demo.locate(model)).expanduser()
+    if not path.is_dir():
+        return Coefficients(shipped("sdxl"))
+    try:
+        unet, px = folders.part_config(path, "unet"), folders.layout(str(path)).downscale
+    except (ModelError, KeyError):  # said in its own words when the model is loaded
+        return Coefficients(shipped("sdxl"), is_counted=False)
+    for name in ("sdxl", "demo"):
+        table = shipped(name)
+        if all(_plain(unet.get(key)) == _plain(value) for key, value in table["shape"].items()):
+            return Coefficients(table, px_a_cell=px)
+    return Coefficients(shipped("sdxl"), False, _weights_of(path) / shipped("sdxl")["unet"]["parameters"], px)
+
+
+@lru_cache(maxsize=4)
+def shipped(name: str) -> Mapping[str, Any]:
+    """A table that ships: sdxl or demo."""
+    found: dict[str, Any] = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _weights_of(folder: Path) -> float:
+    """Numbers in a UNet's files; SDXL's where they cannot be read."""
+    try:
+        return max(1.0, float(folders.weight_bytes([folder / "unet"], 1)))
+    except (ModelError, OSError):
+        return float(shipped("sdxl")["unet"]["parameters"])
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _value(coefficients: Sequence[float], at: float) -> float:
+    return sum(one * at**power for power, one in enumerate(coefficients))

@@ -1,0 +1,58 @@
+"""What minutes on a machine cost, by the price lists in plan_data/machines.yaml; a price is always as of their date."""
+
+from dataclasses import dataclass
+
+from lace_lora import throughput
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one offer takes for some minutes: dollars, and Colab's compute units where it is Colab."""
+
+    offer: str
+    usd: float
+    assumption: str  # minutes × rate, as it was worked out
+
+    def __str__(self) -> str:
+        """Few words: free on Colab, or about so many dollars on an offer."""
+        return f"free on {self.offer}" if not self.usd else f"about {money(self.usd)} on {self.offer}"
+
+
+def of(gpu: str | None, minutes: float) -> tuple[Price, ...]:
+    """What the offers take that have this GPU (a name of throughput's table; None for a CPU), the cheapest first."""
+    rates, hours = throughput.table(), minutes / 60
+    if gpu is None:
+        return (_replicate("cpu", minutes),)
+    found = []
+    if gpu in rates["colab_units_an_hour"]:
+        units, unit_usd = rates["colab_units_an_hour"][gpu], rates["colab_unit_usd"]
+        is_free = gpu in rates["colab_free"]
+        told = f"{hours:.1f} h × {units} compute units × ${unit_usd:.2f}"
+        found.append(Price("Colab", 0.0, "where a free one is given") if is_free
+                     else Price("Colab", hours * units * unit_usd, told))  # fmt: skip
+    if gpu in rates["rented_usd_an_hour"]:
+        rate = rates["rented_usd_an_hour"][gpu]
+        found.append(Price("a rented one", hours * rate, f"{hours:.1f} h × ${rate:.2f}"))
+    if gpu in rates["replicate_usd_a_second"]:
+        found.append(_replicate(gpu, minutes))
+    return tuple(sorted(found, key=lambda price: price.usd))
+
+
+def of_steps(steps: int, seconds_a_step: float, gpu: str | None) -> tuple[Price, ...]:
+    """C15: n steps × seconds a step × the rate of each offer."""
+    return of(gpu, steps * seconds_a_step / 60)
+
+
+def as_of() -> str:
+    """The day of the price lists, and whose they are."""
+    return f"prices of {throughput.table()['prices_as_of']}"
+
+
+def money(usd: float) -> str:
+    """Dollars with as many digits as a person needs."""
+    return "under $0.01" if usd < 0.005 else f"${usd:.2f}" if usd < 10 else f"${usd:.0f}"
+
+
+def _replicate(name: str, minutes: float) -> Price:
+    rate = throughput.table()["replicate_usd_a_second"][name]
+    return Price("Replicate", 60 * minutes * rate, f"{60 * minutes:.0f} s × ${rate:g}")
