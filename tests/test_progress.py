@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from lace_lora import progress
+from lace_lora import notebook, progress
 from lace_lora.inference import Generation
 from lace_lora.run_folder import RunFolder
 from lace_lora.train import Step
@@ -164,5 +164,5 @@ def test_the_gallery_fills_up_and_stays_light(drawn, tmp_path):
     assert len(tiles) == progress.THUMBNAILS
     assert "<small>39</small>" in tiles[-1].value and "alt='design 39: a &lt;rosette&gt;'" in tiles[-1].value
     # Seen in a browser: a tooltip on a picture ends in a javascript error in ipywidgets 8.1.
-    assert not any(tile.tooltip for tile in tiles)
+    assert not any(getattr(tile, notebook.HOVER) for tile in tiles)
     assert sum(len(tile.value) for tile in tiles) < 300_000
