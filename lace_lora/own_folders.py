@@ -38,7 +38,9 @@ def made(config: Config, say: Say) -> str:
                 f"{name} {printable(folder)} cannot be made ({error.strerror or error}). Choose another folder."
             ) from error
         say(f"made      the folder {printable(folder)}, which was missing")
-    return f"{printable(folders['images_dir'])} is made now and empty. {_how(config)}" if "images_dir" in missing else ""
+    return (
+        f"{printable(folders['images_dir'])} is made now and empty. {_how(config)}" if "images_dir" in missing else ""
+    )
 
 
 def check_drive(name: str, folder: Path, drive_mount_path: str) -> None:
