@@ -14,6 +14,8 @@ from lace_lora import (
     class_pictures,
     config_text,
     estimate,
+    experience,
+    figures,
     journal,
     launch,
     mirror,
@@ -150,11 +152,26 @@ def _run_here(
         )
         sitting.train(now, pictures, classes, start)
 
-        # Save: the adapter, also of a training that was stopped.
+        # Save: the adapter, also of a training that was stopped; and what its steps took, for the next plan.
+        if together.is_first:
+            _keep_figures(plan, now, start)
         saved = sitting.finish(now)
     del parts, now
     sdxl.give_back_memory()
     return saved
+
+
+def _keep_figures(plan: estimate.Plan, now: Sitting, start: int) -> None:
+    """What this sitting's steps took, in run.json and below cache_dir; nothing where they were too few to tell."""
+    if now.done - start < figures.FEWEST_STEPS:
+        return
+    newest, _ = checkpoint.newest(now.folder.checkpoints)
+    found = figures.of_training(
+        plan, now.record.seconds_a_step(), now.parts.checkpointing, sitting.peak_vram_gb(now.parts.device) or 0.0,
+        sum(path.stat().st_size for path in newest.iterdir()) if newest else 0,
+    )  # fmt: skip
+    now.record.facts["figures"] = experience.as_rows(found)
+    experience.keep(plan.config.cache_dir, found)
 
 
 def _apart(

@@ -14,7 +14,7 @@ from lace_lora.config import Config
 from lace_lora.losses import Pictures
 from lace_lora.run_folder import RunFolder
 
-CLOCK = ("seconds", "started", "updated", "seconds_per_step", "eta_seconds")
+CLOCK = ("seconds", "started", "updated", "seconds_per_step", "eta_seconds", "figures")
 
 
 def quietly(_: str) -> None:
