@@ -1,12 +1,14 @@
 """Figures of work that was just done: what it took beside what was planned for exactly that much work."""
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, TypeVar
 
 from lace_lora import coefficients, experience, stage_needs, throughput
+from lace_lora.errors import LaceError
 from lace_lora.experience import NOTHING, Figure
 from lace_lora.plans import Plan
 from lace_lora.stage_needs import Job
@@ -87,7 +89,8 @@ def of_drawing(plan: Plan, watch: Watch, base_model: str, sizes: Collection[tupl
 
 def keep_drawing(plan: Plan, watch: Watch, base_model: str, sizes: Collection[tuple[int, int]]) -> None:
     """Keep them below cache_dir, where the next plan finds them."""
-    experience.keep(plan.config.cache_dir, of_drawing(plan, watch, base_model, sizes))
+    with suppress(LaceError):  # a figure is worth no sheet
+        experience.keep(plan.config.cache_dir, of_drawing(plan, watch, base_model, sizes))
 
 
 def _figure(job: Job, stage: stage_needs.Stage, seconds: float, **more: Any) -> Figure:
