@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from lace_lora import coefficients, costs, demo, fitting, own_folders, presets, stage_needs, throughput
+from lace_lora import coefficients, costs, demo, experience, fitting, own_folders, presets, stage_needs, throughput
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.errors import MachineError
+from lace_lora.experience import NOTHING, Experience
 from lace_lora.families import folders
 from lace_lora.machine import Machine, models_folder
 from lace_lora.plans import Caution as Caution
@@ -30,6 +31,8 @@ SIDES = (1024, 768, 512)  # tried from the model's own downwards where nothing e
 def prepare(config: Config, machine: Machine | None = None, say: Callable[[str], None] = print) -> Plan:
     """Settle a run: apply the preset, draw the demo's pictures where the demo wants them, count pictures, plan.
 
+    What earlier runs on this machine took is read here, once, and kept in the plan.
+
     Raises PicturesError or SettingsError where the folder or a setting cannot be used; and the errors of
     own_folders.make, which makes missing folders where that is wanted.
     """
@@ -45,7 +48,8 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
     own_folders.make(settings, say)
-    return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)))
+    known = experience.read(settings.cache_dir, machine, settings.lora_output_dir)
+    return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)), known)
 
 
 def for_looking(config: Config, say: Callable[[str], None] = print) -> Config:
@@ -69,15 +73,17 @@ def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:
     """
     free = settings.with_preset({"gradient_checkpointing": gradient_checkpointing})
     settled = presets.Settled(free, earlier.preset, earlier.preset_why, {}, earlier.banner)
-    return plan(settled, earlier.machine, earlier.pictures)
+    return plan(settled, earlier.machine, earlier.pictures, earlier.known)
 
 
-def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
+def plan(settled: presets.Settled, machine: Machine, pictures: int, known: Experience = NOTHING) -> Plan:
     """Fill in what is still `auto`, each with its reason, and say what every stage will need.
 
-    What a person wrote is never changed; what it costs is said.
+    known  what earlier runs took, which corrects times and memory where they were on such a machine
+
+    What a person wrote is never changed; what it costs is said. Reads no file of a run: it is asked at every change.
     """
-    choosing = _Choosing(settled, machine, pictures)
+    choosing = _Choosing(settled, machine, pictures, known)
     choosing.settle()
     job = choosing.job()
     stages = stage_needs.stages(job)
@@ -103,6 +109,7 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
         downloads=tuple(one for one in stage_needs.downloads(job.config, job.model) if not _is_here(one[0])),
         remarks=(*_remarks(job), *choosing.costs()),
         elsewhere=_elsewhere(job),
+        known=known,
     )
 
 
@@ -116,7 +123,7 @@ def refusal(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> str | No
     misfits = [one for one in found.misfits if one.stage in stages and _is_sure(one, found.machine)]
     if not misfits or not found.is_counted or not found.config.must_fit:
         return None
-    job = _job(found)
+    job = found.job
     last = "To begin all the same, because this machine may do better than the plan thinks: must_fit false."
     return f"{fitting.sentence(misfits[0], found.machine, fitting.changes(job, stages, misfits[0].memory))}\n{last}"
 
@@ -136,13 +143,14 @@ def check_fits(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> None:
 DRAWING = ("generate", "refine", "decode")
 
 
-def check_drawing(config: Config, machine: Machine) -> None:
-    """The same for new designs, before their models are loaded.
+def check_drawing(config: Config, machine: Machine) -> Plan:
+    """The same for new designs, before their models are loaded; returns their plan.
 
     config  settled, its numbers may still be auto; its base model and sizes are those that will be drawn with
     """
-    settled = presets.Settled(config, "none", "as set", {})
-    check_fits(plan(settled, machine, 1), DRAWING)
+    found = plan(presets.Settled(config, "none", "as set", {}), machine, 1)
+    check_fits(found, DRAWING)
+    return found
 
 
 def training_gib(config: Config, precision: str, checkpointing: str, quantization: str = "none") -> float:
@@ -171,6 +179,7 @@ class _Choosing:
     settled: presets.Settled
     machine: Machine
     pictures: int
+    known: Experience
 
     def __post_init__(self) -> None:
         self.config = self.settled.config
@@ -205,7 +214,7 @@ class _Choosing:
         open_ones = {name: value for name, value in least.items() if getattr(self.config, name) == "auto"}
         values = open_ones | changes
         config = self.config.with_preset(values) if values else self.config
-        return Job(config, self.pictures, self.machine, self.precision, self.model)
+        return Job(config, self.pictures, self.machine, self.precision, self.model, self.known)
 
     def costs(self) -> list[str]:
         """What a person's own settings cost against what would have been chosen, a sentence each."""
@@ -356,11 +365,6 @@ def _elsewhere(job: Job) -> tuple[Elsewhere, ...]:
         else:
             found.append(Elsewhere(gpu, None, (), False))
     return tuple(found)
-
-
-def _job(found: Plan) -> Job:
-    precision, _ = found.machine.precision(found.config.mixed_precision)
-    return Job(found.config, found.pictures, found.machine, precision, coefficients.of(found.config.pretrained_model))
 
 
 def _warnings(job: Job, misfits: tuple[fitting.Misfit, ...]) -> tuple[Caution, ...]:

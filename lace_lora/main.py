@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, batch_command, config_text, options, plan_command
+from lace_lora import __version__, batch_command, config_text, options, plan_command, selftest_command
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
@@ -178,6 +178,12 @@ def export_captions(
 def plan(config: Config, json: bool, compare: list[str], gpu: str | None) -> None:
     """Say what will run, what every stage needs, how long it takes and what it costs, before anything is downloaded."""
     plan_command.run(config, json, compare, gpu, lambda: _planned(config))
+
+
+@verb("selftest", {}, selftest_command.TEXTS)
+def selftest(config: Config, json: list[str] | None) -> None:
+    """Try the whole job on this machine in a few steps: encode, train, be killed, resume, draw; say what works."""
+    selftest_command.run(config, json, _say)
 
 
 @verb("train")

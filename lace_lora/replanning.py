@@ -31,7 +31,7 @@ def replanner(first: Plan) -> Replan:
             looked_at, found = asked, _counted(settled)
         if isinstance(found, PicturesError):
             raise PicturesError(str(found))
-        return estimate.plan(settled, first.machine, found)
+        return estimate.plan(settled, first.machine, found, first.known)
 
     return replan
 
@@ -58,20 +58,20 @@ def plan_summary(plan: Plan) -> list[tuple[str, str]]:
     cost = [("cost", " or ".join(map(str, plan.prices[:2])) + f" ({costs.as_of()})")] if plan.prices else []
     return [
         ("GPU memory", fits),
-        ("time", _duration(plan.minutes)),
+        ("time", _duration(plan)),
         *cost,
         ("steps", f"{config.max_train_steps} of {pictures_a_step} pictures"),
         ("passes", f"{plan.epochs:.1f} over {plan.pictures} pictures at {config.resolution} px"),
     ]
 
 
-def _duration(minutes: float | None) -> str:
-    if minutes is None:
+def _duration(plan: Plan) -> str:
+    if plan.minutes is None:
         return "not known for this machine"
-    if minutes < 1:
-        return "under a minute (estimated)"
-    hours, rest = divmod(round(minutes), 60)
-    return f"about {f'{hours} h {rest} min' if hours else f'{rest} min'} (estimated)"
+    if plan.minutes < 1:
+        return f"under a minute ({plan.time_is})"
+    hours, rest = divmod(round(plan.minutes), 60)
+    return f"about {f'{hours} h {rest} min' if hours else f'{rest} min'} ({plan.time_is})"
 
 
 def _counted(settled: presets.Settled) -> int | PicturesError:
