@@ -45,8 +45,10 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         drawn = write_lace_folder(Path(settings.images_dir))
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
-    own_folders.make(settings, say)
-    return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)))
+    with own_folders.answering(settings):
+        own_folders.make(settings, say)
+        pictures = count_pictures(settings.images_dir, set(settings.image_types))
+    return plan(settled, machine, pictures)
 
 
 def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:
