@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import annotate, config, estimate, listing, own_folders, train
+from lace_lora import annotate, config, estimate, listing, mirror, own_folders, train
 from lace_lora.errors import LaceError, MachineError, PicturesError, RunError
 from tests.drives import failing
 
@@ -148,6 +148,7 @@ def test_training_and_planning_end_with_a_sentence_at_whichever_call_drive_is_dr
     places = {"images_dir": str(place / "photographs"), "lora_output_dir": str(place / "out")}
     away = settings.model_copy(update=places | {"drive_mount_path": str(drive.root)})
     monkeypatch.setattr(train, "_run_here", lambda *_: "begun")
+    monkeypatch.setattr(mirror, "ATTEMPTS", ())
     for verb in (estimate.prepare, train.run):
         is_through, failed = False, 0
         while not is_through:
