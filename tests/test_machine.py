@@ -6,6 +6,7 @@ import os
 
 from lace_lora import machine
 from lace_lora.machine import Machine
+from tests.drives import failing
 
 T4 = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
 L4 = dataclasses.replace(T4, gpu_name="NVIDIA L4", vram_gb=22.0, capability=(8, 9))
@@ -69,14 +70,14 @@ def test_a_gpu_with_little_memory_is_told_from_none():
 
 def test_a_folder_that_does_not_answer_is_passed_over_when_the_disk_is_measured(tmp_path, monkeypatch):
     """L2: of a Drive that was dropped every question fails, also whether it is there."""
-    usage = machine.shutil.disk_usage
+    drive, usage = failing(tmp_path / "drive", monkeypatch), machine.shutil.disk_usage
 
     def ask(path):
-        if path.is_relative_to(tmp_path / "drive"):
-            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        drive.touch("statvfs", path, ())
         return usage(path)
 
     monkeypatch.setattr(machine.shutil, "disk_usage", ask)
+    drive.fail(range(100_000))
     assert Machine.here(disk=tmp_path / "drive/MyDrive/out").free_disk_gb > 0
 
 
