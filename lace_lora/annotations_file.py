@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lace_lora import places
 from lace_lora.annotations import ANNOTATIONS, complaint, parse
 from lace_lora.checkpoint import write_text
 from lace_lora.file_names import printable, relative_name
@@ -33,7 +34,8 @@ class AnnotationsFile:
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.path = path or self.folder / ANNOTATIONS
-        self._file = OwnFile(self.path, say, spare_of(self.path, cache_dir) if cache_dir else None)
+        spare = spare_of(self.path, cache_dir) if cache_dir else None
+        self._file = OwnFile(self.path, say, spare, self.folder if path is None else places.nearest(self.path.parent))
         self._say = say
         self._own: dict[str, str] = {}  # what was written here, as it was written last
 
@@ -64,7 +66,8 @@ class AnnotationsFile:
         Raises PicturesError as `captions` does, or where the file cannot be written; nothing is written then.
         """
         with _ONE_WRITER:
-            now = self.captions()
+            # Where Drive was unmounted, what was typed in this sitting is put down on this machine.
+            now = dict(self._own) if self._file.is_away else self.captions()
             lost = {name: text for name, text in self._own.items() if now.get(name) != text and name not in captions}
             self._keep(lost)
             for name, caption in captions.items():

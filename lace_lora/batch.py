@@ -11,8 +11,10 @@ from time import perf_counter
 from typing import Any
 
 from lace_lora import config as declared
+from lace_lora import places
 from lace_lora.errors import NotebookError
 
+OUTPUT, ANOTHER = "The folder", "Choose another --output."  # in the sentence where it cannot be made
 PATTERN = "[0-9][0-9]_*.ipynb"
 # No bar of papermill's, no state of widgets that nobody saw, and of the kernel's own log only errors.
 QUIETLY = {"progress_bar": False, "store_widget_state": False, "extra_arguments": ["--Application.log_level=40"]}
@@ -23,12 +25,12 @@ def notebooks(folder: Path | None = None) -> list[Path]:
 
     Raises NotebookError where there are none.
     """
-    places = [folder] if folder else [Path("notebooks"), Path(__file__).parent.parent / "notebooks"]
-    for place in places:
+    looked_in = [folder] if folder else [Path("notebooks"), Path(__file__).parent.parent / "notebooks"]
+    for place in looked_in:
         found = sorted(place.glob(PATTERN))
         if found:
             return found
-    where = " or ".join(str(place) for place in places)
+    where = " or ".join(str(place) for place in looked_in)
     raise NotebookError(f"No numbered notebooks in {where}. Start this in the project's folder.")
 
 
@@ -74,12 +76,13 @@ def run(
 ) -> list[Path]:
     """Run the notebooks in order into `output`; return the files. Nothing runs when a parameter is wrong.
 
-    Raises NotebookError with the notebook, the cell and its sentence at the first failure; what ran is kept.
+    Raises NotebookError with the notebook, the cell and its sentence at the first failure; what ran is kept. RunError
+    where output cannot be made.
     """
     chosen = notebooks(folder)
     known = {notebook: parameters_of(notebook) for notebook in chosen}
     values = checked(parameters, known)
-    make_folder(output)
+    places.make(output, OUTPUT, ANOTHER)
     done = []
     for notebook in chosen:
         say(f"{notebook.name} …")
@@ -88,16 +91,6 @@ def run(
         say(f"{notebook.name}  done in {perf_counter() - began:.0f} s, kept as {output / notebook.name}")
         done.append(output / notebook.name)
     return done
-
-
-def make_folder(output: Path) -> None:
-    """Make the folder that results go into, unless it is there. Raises NotebookError where it cannot be made."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotebookError(
-            f"The folder {output} cannot be made ({error.strerror}). Choose another --output."
-        ) from error
 
 
 def _execute(notebook: Path, kept: Path, parameters: dict[str, Any]) -> None:

@@ -55,11 +55,11 @@ def run_sweep(
     Called again, it does what is missing. Raises SettingsError with all that is wrong before anything runs,
     NotebookError once all are done and some failed, KeyboardInterrupt where it was stopped.
     """
-    from lace_lora import batch, combination, crew, machine, sweep_table
+    from lace_lora import batch, combination, crew, machine, places, sweep_table
     from lace_lora import sweep as room
 
     read = room.read(path, shared, verbs, None if verbs else _taken())
-    batch.make_folder(output)
+    places.make(output, batch.OUTPUT, batch.ANOTHER)
     tasks = [combination.Task(one.name, one.settings, read.verbs, output / one.name) for one in read.combinations]
     print(f"{len(tasks)} combinations of {', '.join(read.varying)}", flush=True)
     records = [combination.Record.read(task) for task in tasks]

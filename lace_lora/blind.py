@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from lace_lora import checkpoint
+from lace_lora import checkpoint, places
 from lace_lora.errors import PicturesError, RunError
 from lace_lora.file_names import printable
 from lace_lora.intervals import sign_test
@@ -134,7 +134,7 @@ def answers(run: RunFolder) -> list[Answer]:
 
 
 def record(run: RunFolder, pair: Pair, said: Said) -> None:
-    """Write an answer down. Raises RunError where it cannot be written."""
+    """Write an answer down. Raises RunError where it cannot be written, MachineError where the run is gone (Drive)."""
     _append(run, {"pair": pair.key, "left": pair.left_name, "right": pair.right_name, "said": said})
 
 
@@ -280,6 +280,7 @@ def _rows(run: RunFolder) -> list[dict[str, object]]:
 
 def _append(run: RunFolder, row: dict[str, object]) -> None:
     path = run.blind_answers
+    places.check_there(run.root)
     line = json.dumps(row | {"at": datetime.now(UTC).isoformat(timespec="seconds")}, ensure_ascii=False)
     with checkpoint.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lace_lora import annotate, data_utils, local_copies
+from lace_lora import annotate, data_utils
 from lace_lora.check_report import CheckReport
 from lace_lora.config import Config
 from lace_lora.errors import LaceError
-from lace_lora.machine import drive_is_mounted
+from lace_lora.own_folders import is_away
 from lace_lora.rules_of_thumb import ADVISED_SIDE_PX
 from lace_lora.run_folder import RunFolder
 from lace_lora.survey import Progress
@@ -47,6 +47,6 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
 def folder_of(settings: Config) -> Path:
     """The folder `check` of the run; below cache_dir while Drive is not mounted, whose place must stay empty."""
     folder = RunFolder.of(settings).check
-    if local_copies.is_on_drive(folder, settings.drive_mount_path) and not drive_is_mounted(settings.drive_mount_path):
+    if is_away(folder, settings.drive_mount_path):
         return Path(settings.cache_dir).expanduser() / "check" / settings.run_name
     return folder

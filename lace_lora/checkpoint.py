@@ -29,6 +29,7 @@ MARKER = "complete.json"
 DAMAGED = ".damaged"
 PARTIAL, OLD = ".partial", ".old"  # being written or deleted; an earlier folder, while another takes its place
 FORGOTTEN_SECONDS = 24 * 3600
+NO_ANSWER = (errno.ENOTCONN, errno.EIO, errno.ESTALE)  # what a Drive that was dropped gives
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -48,8 +49,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The same for a value as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """The same for a value as indented JSON; half a character, as in names that are no UTF-8, is escaped."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -334,7 +335,7 @@ def _sentence(error: OSError, path: Path) -> LaceError:
         return MachineError(f"The disk is full: {path} could not be written. {kept} Free some space and run again.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(f"No permission to write {path}. {kept} Choose another folder with lora_output_dir.")
-    if error.errno in (errno.ENOTCONN, errno.EIO, errno.ESTALE):
+    if error.errno in NO_ANSWER:
         return MachineError(f"Drive is not answering: {path} could not be written. {kept} Mount Drive and run again.")
     return RunError(f"{path} could not be written ({error.strerror or error}). {kept}")
 

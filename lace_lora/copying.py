@@ -123,7 +123,7 @@ def reason_of(error: Exception) -> str:
         return str(error)
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no room is left; empty Drive's bin or delete something there"
-    if cause.errno in (errno.ENOTCONN, errno.EIO, errno.ESTALE):
+    if cause.errno in checkpoint.NO_ANSWER:
         return f"Drive does not answer: {cause.strerror}"
     if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"nothing may be written there: {cause.strerror}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lace_lora import near_duplicates, survey
+from lace_lora import near_duplicates, places, survey
 from lace_lora.annotations import (
     ANNOTATIONS,
     DATASET,
@@ -299,7 +299,8 @@ def create_annotations(
     kept = [name for name in names if chosen[name] == earlier.get(name) and chosen[name] != prompt.strip()]
     if kept:
         say(f"kept {len(kept)} captions that are there already")
-    OwnFile(target, say, spare).write("".join(f"{name}\t{caption}\n" for name, caption in chosen.items()))
+    base = folder if file is None else places.nearest(target.parent)
+    OwnFile(target, say, spare, base).write("".join(f"{name}\t{caption}\n" for name, caption in chosen.items()))
     return target
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lace_lora import config as declared
-from lace_lora import config_text
+from lace_lora import config_text, places
 from lace_lora.config import DRIVE_FILE, GROUPS, Config
 from lace_lora.declarations import group_of
 from lace_lora.errors import MachineError, PicturesError, SettingsError
@@ -36,7 +36,8 @@ class Defaults:
         """
         path = place(drive_mount_path)
         self._told.clear()
-        file = self._files.setdefault(path.resolve(), OwnFile(path.resolve(), self._told.append))
+        whole = path.resolve()
+        file = self._files.setdefault(whole, OwnFile(whole, self._told.append, base=places.nearest(whole.parent)))
         text = _read(path) if path.exists() else NEW_FILE
         try:
             file.write(with_values(text, values, path))

@@ -19,6 +19,7 @@ from lace_lora.checkpoint import size_of
 from lace_lora.config import Config
 from lace_lora.copying import Seen, copy_file, look, reason_of
 from lace_lora.errors import LaceError
+from lace_lora.machine import drive_is_mounted
 
 PAUSES = (15.0, 600.0)  # seconds from a failed delivery to the next one: at first, and at most; doubled each time
 ATTEMPTS = (1.0, 4.0, 15.0)  # pauses in seconds while something is taken from Drive
@@ -37,7 +38,6 @@ class Delivery:
     local: Path
     base: Path  # on Drive: where this folder is gone, Drive is; none is made above it
     drive: Path  # where Drive is mounted
-    is_mount: bool
     say: Say
     seen: dict[str, Seen] = field(default_factory=dict)  # by name in the folder
     trouble: str | None = None
@@ -60,15 +60,15 @@ class Delivery:
         cache = _real(cache_dir)
         if cache.is_relative_to(drive):  # a working folder on Drive would be none
             cache = _real(Config.model_fields["cache_dir"].default)
-        digest = hashlib.sha256(str(_real(remote)).encode()).hexdigest()[:12]
-        found = cls(remote, cache / kind / digest / remote.name, base, drive, os.path.ismount(drive), say)
+        digest = hashlib.sha256(os.fsencode(_real(remote))).hexdigest()[:12]
+        found = cls(remote, cache / kind / digest / remote.name, base, drive, say)
         found.recall()
         return found
 
     @classmethod
     def nowhere(cls, folder: Path, say: Say) -> "Delivery":
         """Of a folder in which the work itself is done."""
-        return cls(folder, folder, folder.parent, Path(), False, say)
+        return cls(folder, folder, folder.parent, Path(), say)
 
     @property
     def is_on_drive(self) -> bool:
@@ -114,14 +114,11 @@ class Delivery:
             pause, self.next_try = min(2 * pause, 30.0), 0.0
         return True
 
-    def away(self, error: Exception) -> None:
-        """Drive failed: say it, unless it was said, and wait before the next attempt."""
+    def away(self, error: Exception, failed: str = "Copying to Drive failed") -> None:
+        """Drive failed: say what did, unless the reason was said, and wait before the next attempt."""
         reason = reason_of(error)
         if reason != self.trouble:
-            self.say(
-                f"Copying to Drive failed ({reason}). The work goes on and is kept in {self.local}; "
-                "copying is tried again."
-            )
+            self.say(f"{failed} ({reason}). The work goes on and is kept in {self.local}; copying is tried again.")
         self.trouble = reason
         self.next_try, self.pause = time.monotonic() + self.pause, min(2 * self.pause, PAUSES[1])
 
@@ -131,8 +128,7 @@ class Delivery:
         The empty folder that an unmounted Drive leaves takes files as any other, and with files in it Drive cannot be
         mounted again.
         """
-        is_unmounted = self.is_mount and not os.path.ismount(self.drive)
-        if is_unmounted or not self.base.is_dir():
+        if size_of(self.base) is None or not drive_is_mounted(self.drive):
             raise OSError(errno.ENOTCONN, "Drive is not mounted", str(self.base))
 
     # -- copying; OSErrors of Drive go through --

@@ -47,9 +47,11 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         drawn = write_lace_folder(Path(settings.images_dir))
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
-    own_folders.make(settings, say)
-    known = experience.read(settings.cache_dir, machine, settings.lora_output_dir)
-    return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)), known)
+    with own_folders.answering(settings):
+        own_folders.make(settings, say)
+        pictures = count_pictures(settings.images_dir, set(settings.image_types))
+        known = experience.read(settings.cache_dir, machine, settings.lora_output_dir)
+    return plan(settled, machine, pictures, known)
 
 
 def for_looking(config: Config, say: Callable[[str], None] = print) -> Config:

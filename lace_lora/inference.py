@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import estimate, figures, finishing, presets, production, sheet, stages, stopping, wanted
+from lace_lora import estimate, figures, finishing, own_folders, presets, production, sheet, stages, stopping, wanted
 from lace_lora import order as orders
 from lace_lora.batches import batch_size, in_batches, texts_of
 from lace_lora.config import Config
@@ -66,7 +66,8 @@ def run(
     if settled.banner:
         say(settled.banner)
     own_shelf = Shelf.of(machine, say) if shelf is None else None
-    order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
+    with own_folders.answering(settled.config):
+        order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
     planned, watch = estimate.check_drawing(_as_drawn(settled.config, order), machine), figures.Watch()
     stop, lacked = stopping.Stop(), False
     with order.workplace.locked(order.shard, say):
@@ -192,7 +193,8 @@ def compare_all(
     """The same for several prompts, one pair each, with every model loaded once for all. Writes nothing."""
     machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
     settings = presets.settle(config, machine).config
-    lora = adapters.load(RunFolder.of(settings).root)
+    with own_folders.answering(settings):
+        lora = adapters.load(RunFolder.of(settings).root)
     base_model = orders.base_model_of(settings, lora, say)
     precision, _ = machine.precision(settings.mixed_precision)
     dtype, device = stages.DTYPES[precision], machine.device

@@ -65,7 +65,8 @@ def _files(folder: Path) -> list[Path]:
     seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
-        raise PicturesError(f"Cannot look into {printable(error.filename)} ({error.strerror}). Check who may read it.")
+        words = f"Cannot look into {printable(error.filename)} ({error.strerror}). Check who may read it."
+        raise PicturesError(words) from error
 
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(parent)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lace_lora.checkpoint import PARTIAL, is_forgotten
 from lace_lora.copying import copy_file
 from lace_lora.image_files import LARGEST_FILE_GB
 
@@ -93,8 +94,11 @@ def local_copy(path: Path, cache_dir: str | Path) -> Path:
         return copy
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for earlier in folder.glob(f"{name}-*"):
-            earlier.unlink(missing_ok=True)
+        for other in folder.glob(f"{name}-*"):
+            # What another process writes or has just finished of the file as it is now stays.
+            is_earlier = other.suffix != PARTIAL and other.name != copy.name
+            if is_earlier or is_forgotten(other):
+                other.unlink(missing_ok=True)
         copy_file(path, copy)
         if copy.stat().st_size != found.st_size:  # Drive gave less than it has, and no error
             copy.unlink()

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,7 +62,7 @@ class Machine:
             capability=capability,
             ram_gb=memory.total / GIB,
             free_ram_gb=memory.available / GIB,
-            free_disk_gb=shutil.disk_usage(_nearest_folder(Path(disk or models_folder()))).free / GIB,
+            free_disk_gb=_free_bytes(Path(disk or models_folder())) / GIB,
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             gpu_count=gpu_count,
             cpu_name=_cpu_name(),
@@ -126,12 +127,19 @@ def in_colab() -> bool:
     return "google.colab" in sys.modules or _has_module("google.colab")
 
 
-def drive_is_mounted(drive_mount_path: str) -> bool:
-    """Whether Drive answers: its root folder exists and can be listed (a dropped mount exists but cannot)."""
+def drive_is_mounted(drive_mount_path: str | Path) -> bool:
+    """Whether Drive is there and answers: the one definition (a dropped mount exists but cannot be listed).
+
+    In Colab it must be a mount: files may have been written below the empty folder that an unmounted Drive leaves.
+    Elsewhere any folder that holds something will do, for instance the one that Drive's own program keeps in step.
+    """
+    place = Path(drive_mount_path).expanduser()
     try:
-        return "MyDrive" in os.listdir(drive_mount_path)
+        names = os.listdir(place)
     except OSError:
         return False
+    is_mount = os.path.ismount(place)
+    return is_mount and "MyDrive" in names if in_colab() else is_mount or bool(names)
 
 
 def models_folder() -> Path:
@@ -176,7 +184,10 @@ def _has_module(name: str) -> bool:
         return False
 
 
-def _nearest_folder(path: Path) -> Path:
-    """The folder itself or its nearest parent that exists, since a run's folder is often not made yet."""
+def _free_bytes(path: Path) -> int:
+    """What is free at a folder or the nearest one above it: a run's is often not made yet, or its Drive is gone."""
     path = path.expanduser().absolute()
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+    for folder in (path, *path.parents):
+        with suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return 0

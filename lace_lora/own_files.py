@@ -13,16 +13,17 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from lace_lora.checkpoint import sweep_file, write_bytes
+from lace_lora.checkpoint import NO_ANSWER, sweep_file, write_bytes
 from lace_lora.errors import LaceError, MachineError, PicturesError, RunError
 from lace_lora.file_names import printable
+from lace_lora.places import NOT_THERE
 
 Say = Callable[[str], None]
 
 _WRITABLE = "Make its folder writable, or copy the pictures to a folder that is."
 _ROOM, _MOUNT = "Make room there, in Drive also in its bin, and try again.", "Mount Drive again and try again."
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_ADVICE = dict.fromkeys(_FULL, _ROOM) | {errno.ENOTCONN: _MOUNT, errno.EIO: _MOUNT, errno.ESTALE: _MOUNT}
+_ADVICE = dict.fromkeys(_FULL, _ROOM) | dict.fromkeys(NO_ANSWER, _MOUNT) | {errno.ENOENT: NOT_THERE}
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +33,24 @@ class OwnFile:
 
     say    is told where that is kept
     spare  where the content is put down while the file cannot be written; see spare_of
+    base   the folder that must be there for it to be written; by default its own. A Drive that was unmounted leaves an
+           empty folder, in which nothing may be made
     """
 
-    def __init__(self, path: Path, say: Say = _log.info, spare: Path | None = None) -> None:
+    def __init__(self, path: Path, say: Say = _log.info, spare: Path | None = None, base: Path | None = None) -> None:
         self.path = path
+        self._base = base or path.parent
         self._say = say
         self._spare = spare
         self._own: bytes | None = None  # what was written here last
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the folder is gone that must be there."""
+        return not os.path.isdir(self._base)
+
     def write(self, text: str) -> None:
-        """Write it, where that changes it. Raises PicturesError where the folder cannot be written."""
+        """Write it, where that changes it. Raises PicturesError where the folder is gone or cannot be written."""
         try:
             self._write(text.encode("utf-8"))
         except PicturesError as error:
@@ -54,6 +63,8 @@ class OwnFile:
 
     def _write(self, data: bytes) -> None:
         with writable(self.path):
+            if self.is_away:
+                raise FileNotFoundError(errno.ENOENT, "its folder is not there any more", str(self._base))
             earlier = self.path.read_bytes() if self.path.exists() else None
             if earlier == data:
                 return

@@ -3,13 +3,17 @@
 Nothing is ever made in the place of a Drive that is not mounted: Colab mounts nothing onto a folder that holds files.
 """
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lace_lora import places
+from lace_lora.checkpoint import NO_ANSWER
 from lace_lora.config import Config
-from lace_lora.errors import MachineError, PicturesError, RunError
+from lace_lora.errors import LaceError, MachineError, PicturesError
 from lace_lora.file_names import printable
 from lace_lora.local_copies import Say, is_on_drive
+from lace_lora.machine import drive_is_mounted
 
 
 def make(config: Config, say: Say) -> None:
@@ -31,12 +35,7 @@ def made(config: Config, say: Say) -> str:
     missing = {name: folder for name, folder in folders.items() if not folder.is_dir()}
     for name, folder in missing.items():
         check_drive(name, folder, config.drive_mount_path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"{name} {printable(folder)} cannot be made ({error.strerror or error}). Choose another folder."
-            ) from error
+        places.make(folder, name, "Choose another folder.")
         say(f"made      the folder {printable(folder)}, which was missing")
     return (
         f"{printable(folders['images_dir'])} is made now and empty. {_how(config)}" if "images_dir" in missing else ""
@@ -52,17 +51,36 @@ def check_drive(name: str, folder: Path, drive_mount_path: str) -> None:
         )
 
 
+@contextmanager
+def answering(config: Config) -> Iterator[None]:
+    """While folders of these settings are looked at: a Drive that was dropped is a sentence, whichever call it failed.
+
+    Raises MachineError in place of an OSError of such a Drive, and of what was made of it; other errors go through.
+    """
+    try:
+        yield
+    except MachineError:
+        raise
+    except (OSError, LaceError) as failed:
+        error = failed.__cause__ if isinstance(failed, LaceError) else failed
+        if not isinstance(error, OSError):
+            raise
+        drive, named = config.drive_mount_path, error.filename if isinstance(error.filename, str) else None
+        folders = [Path(folder).expanduser() for folder in (config.lora_output_dir, config.images_dir)]
+        is_dropped = error.errno in NO_ANSWER and any(is_on_drive(one, drive) for one in folders)
+        if not is_dropped and (named is None or not is_away(Path(named), drive)):
+            raise
+        at = f" at {printable(named)}" if named else ""
+        raise MachineError(
+            f"Drive does not answer ({error.strerror or error}{at}). What is finished stays as it is. Run the notebook "
+            "again from the top; if Drive still does not answer: Runtime → Disconnect and delete runtime, then once "
+            "more."
+        ) from error
+
+
 def is_away(folder: Path, drive_mount_path: str) -> bool:
     """Whether a folder lies on a Drive that is not mounted: its place is missing, empty or does not answer."""
-    if not is_on_drive(folder, drive_mount_path):
-        return False
-    place = Path(drive_mount_path).expanduser()
-    if os.path.ismount(place):
-        return False
-    try:
-        return not os.listdir(place)
-    except OSError:
-        return True
+    return is_on_drive(folder, drive_mount_path) and not drive_is_mounted(drive_mount_path)
 
 
 def _how(config: Config) -> str:

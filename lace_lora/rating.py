@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from statistics import mean
 from typing import Any
 
-from lace_lora import checkpoint, tables
+from lace_lora import checkpoint, places, tables
 from lace_lora.counting import counted
 from lace_lora.errors import SettingsError
 from lace_lora.file_names import printable
@@ -100,8 +100,9 @@ def add(run: RunFolder, rating: Rating) -> None:
     """Add a rating to the table, written as the table is: its separator, encoding and order of columns.
 
     Raises SettingsError for a rating that is none, or a table without a column that is needed; RunError or MachineError
-    where it cannot be written, for instance while Excel on Windows has it open.
+    where it cannot be written, for instance while Excel on Windows has it open, or the run is gone with its Drive.
     """
+    places.check_there(run.root)
     _, wrong = _checked(dict(zip(COLUMNS, astuple(rating), strict=True)))
     if wrong:
         raise SettingsError(f"This is no rating: {'; '.join(wrong)}.")

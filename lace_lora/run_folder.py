@@ -17,13 +17,22 @@
 """
 
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lace_lora import places
 from lace_lora.checkpoint import PARTIAL
 from lace_lora.config import Config
-from lace_lora.errors import RunError
+
+# The files of a sheet by the names below, beside its zip; for the words after a picture's number see page.BESIDE.
+_OF_A_SHEET = re.compile(
+    r"(images|halved|redrawn)(-\d+-of-\d+)?\.jsonl|(request|finishing|starred)\.json|index\.html|contact_sheet\.png"
+    r"|(refined_output|base_result)_\d+(_[a-z]+)?\.(png|jpg|svg)"
+)
+_LATENTS = re.compile(r"[a-z0-9-]+-\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,14 @@ class SheetFolder:
     def latents(self) -> Path:
         """Pictures between two stages; gone when the sheet is finished."""
         return self.root / "latents"
+
+    def files(self) -> list[Path]:
+        """The files of its own that are there, by name; what a person put beside them is none, and is not touched.
+
+        Raises OSError where the file system does not answer. No folder holds none.
+        """
+        found = [path for path in _entries(self.root) if _OF_A_SHEET.fullmatch(path.name) or path == self.zip]
+        return sorted(found + [path for path in _entries(self.latents) if _LATENTS.fullmatch(path.name)])
 
     def refined(self, number: int, image_format: str) -> Path:
         """The finished picture, such as refined_output_003.png."""
@@ -348,13 +365,7 @@ class RunFolder:
 
     def create(self) -> "RunFolder":
         """Make the folder; RunError says what to do where that is not allowed."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"The run folder {self.root} cannot be made ({error.strerror or error}). "
-                "Mount Drive first, or choose another folder with lora_output_dir."
-            ) from error
+        places.make(self.root, "The run folder", "Mount Drive first, or choose another folder with lora_output_dir.")
         return self
 
 
@@ -365,6 +376,13 @@ def digest_of(sheet: SheetFolder | GridFolder) -> str | None:
         return str(found) if found else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _is_free(folder: SheetFolder | GridFolder, digest: str) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint, counting
+from lace_lora import checkpoint, counting, places
 from lace_lora.config import nearest
 from lace_lora.errors import LaceError, RunError
 from lace_lora.file_names import printable
@@ -135,8 +135,9 @@ def set_stars(
 
     The file is read anew and only these stars are changed in it, so that what other programs changed there stays; so do
     entries that are not understood. Raises RunError for a number that the sheet does not have, with nothing changed,
-    and where the file cannot be read or written.
+    and where the file cannot be read or written; MachineError where the sheet is gone, as with a Drive.
     """
+    places.check_there(folder.root)
     designs = rows(folder) if designs is None else designs
     content, fault = _content(folder)
     entries = list(content[STARRED])

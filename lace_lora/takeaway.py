@@ -13,6 +13,9 @@ from lace_lora.notebook import has_front_end
 from lace_lora.run_folder import RunFolder
 
 MB = 1e6
+AFTERWARDS = (
+    " Until then the forms of this notebook save nothing, and what lies in Drive is downloaded at drive.google.com."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class TakeAway:
 
     def __init__(self, run: RunFolder) -> None:
         self._things = things(run)
+        self._downloads: dict[Path, ipywidgets.Button] = {}
         self.said = ipywidgets.HTML()
         self.said.add_class("lace-take-away-said")
         rows = [self._row(thing) for thing in self._things]
@@ -67,14 +71,24 @@ class TakeAway:
     def _row(self, thing: Thing) -> ipywidgets.Widget:
         press = form_parts.button(f"Download {thing.path.name}", "lace-take-away-download")
         press.on_click(lambda _: self._do(lambda: colab.download(thing.path)))
+        self._downloads[thing.path] = press
         words = ipywidgets.HTML(html.escape(f"{thing.purpose} ({_size(thing.path)})"))
         return ipywidgets.HBox([press, words], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
     def _into_drive(self) -> ipywidgets.Widget:
         press = form_parts.button("Wait until everything is in Drive", "lace-take-away-flush")
         press.tooltip = "the last thing to do before you close Colab; afterwards Drive is let go of"
-        press.on_click(lambda _: self._do(colab.flush_and_unmount))
+        press.on_click(lambda _: self._do(self._let_go))
         return press
+
+    def _let_go(self) -> str:
+        """Let go of Drive; what lay there cannot be downloaded from here any more."""
+        done = colab.flush_and_unmount()
+        gone = [press for path, press in self._downloads.items() if not path.is_file()]
+        for press in gone:
+            press.disabled = True
+            press.tooltip = "It lies in Drive, and Drive is not connected any more."
+        return f"{done}{AFTERWARDS if gone else ''}"
 
     def _do(self, what: Callable[[], str]) -> None:
         with form_parts.telling(self._say):

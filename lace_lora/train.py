@@ -75,7 +75,7 @@ def run(
     # Plan: what runs here, and why. A run that goes on keeps what was chosen when it began.
     together = processes.join()
     say = say if together.is_first else _silently
-    with together.first_alone():
+    with together.first_alone(), own_folders.answering(config):
         plan, folder, notes = _planned(config, together.count, say)
     if preprocess is None and launch.is_needed(plan.config, together.count):
         mode = "auto" if plan.may_save_memory else plan.config.gradient_checkpointing

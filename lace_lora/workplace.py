@@ -34,6 +34,8 @@ PASSING = re.compile(
 # What never changes once it is written: then its size tells whether Drive has it.
 LASTING = re.compile(r"latents/.*|(refined_output|base_result)_\d+\.[a-z]+")
 
+UNMARKED = "This sheet could not be marked on Drive as being drawn, so do not draw it on another machine meanwhile"
+
 Say = Callable[[str], None]
 
 
@@ -88,7 +90,7 @@ class Workplace:
                 except (OSError, LaceError) as error:
                     if isinstance(error, LaceError) and not isinstance(error.__cause__, OSError):
                         raise  # somebody draws there
-                    self.delivery.away(error)
+                    self.delivery.away(error, UNMARKED)
             yield
 
     def bring(self) -> None:
@@ -184,7 +186,7 @@ class Workplace:
         checkpoint.sweep(self.folder.root)
         if self.folder.request.is_file() and self.begun() == self.kept:
             self._set_aside()
-        wanted = [path for path in files_of(self.kept.root) if self._is_wanted(path)]
+        wanted = [path for path in self.kept.files() if self._is_wanted(path)]
         if wanted:
             self.say(f"taken     {len(wanted)} files of {self.kept.root.name} from Drive")
         with ThreadPoolExecutor(READERS) as readers:

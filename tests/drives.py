@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-TOUCHED = ("stat", "replace", "mkdir", "scandir", "unlink", "fsync", "rmdir")
+TOUCHED = ("stat", "replace", "mkdir", "scandir", "listdir", "unlink", "fsync", "rmdir")
 
 
 class Drive:

@@ -30,6 +30,7 @@ LEVELS = {
     "config": 1,
     "machine": 1,
     "checkpoint": 1,
+    "places": 1,
     "image_files": 1,
     "views": 0,
     "placements": 1,

@@ -9,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from lace_lora import batch, config, main
-from lace_lora.errors import NotebookError, SettingsError
+from lace_lora.errors import NotebookError, RunError, SettingsError
 from tests.generated import ROOT
 
 pytestmark = pytest.mark.filterwarnings(
@@ -127,7 +127,7 @@ def test_a_folder_without_notebooks_or_that_cannot_be_made_is_a_sentence(tmp_pat
     with pytest.raises(NotebookError, match="No numbered notebooks in .*Start this in the project's folder."):
         batch.run(tmp_path / "out", {}, folder=tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotebookError, match="cannot be made"):
+    with pytest.raises(RunError, match="^The folder .*out cannot be made .Not a directory.* Choose another --output"):
         batch.run(tmp_path / "file" / "out", {}, folder=folder)
 
 

@@ -20,7 +20,7 @@ BASE, LORA = "the base model", "your LoRA"
 
 @pytest.fixture
 def run(tmp_path):
-    return RunFolder(tmp_path / "rose")
+    return RunFolder(tmp_path / "rose").create()
 
 
 @pytest.fixture

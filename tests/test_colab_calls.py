@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -79,6 +80,7 @@ def google(monkeypatch, tmp_path):
     for module in modules:
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(colab, "somebody_is_here", lambda: True)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "drive")
     return types.SimpleNamespace(calls=calls, answers=answers, drive=tmp_path / "drive")
 
 

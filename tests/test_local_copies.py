@@ -3,16 +3,19 @@
 import errno
 import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from lace_lora import check, config, examples, local_copies, train
+from lace_lora import check, checkpoint, config, examples, local_copies, train
 from lace_lora.data_utils import check_images
 from lace_lora.errors import PicturesError
 from lace_lora.local_copies import copy_all
 from tests.drawing import files_of
+from tests.generated import ROOT
 from tests.test_check import set_of
 
 
@@ -156,3 +159,46 @@ def test_training_without_some_of_its_photographs_is_refused(settings, tmp_path,
     failing_copies(monkeypatch, lambda name, _: True)
     with pytest.raises(PicturesError, match="1 of 4 photographs did not come from Drive: piece_02.jpg cannot be read"):
         examples.read(far, lambda _: None)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from lace_lora import checkpoint, local_copies
+real, sign = checkpoint.to_disk, Path(sys.argv[3])
+def wait(path):
+    print("writing", flush=True)
+    while not sign.exists():
+        time.sleep(0.01)
+    real(path)
+checkpoint.to_disk = wait
+print(local_copies.local_copy(Path(sys.argv[1]), sys.argv[2]))
+"""
+
+
+def test_several_processes_copy_one_photograph_at_a_time_and_keep_each_others(photographs, tmp_path):
+    """L2: two are in the middle of it while a third begins and ends."""
+    cache, sign = tmp_path / "cache", tmp_path / "sign"
+    line = [sys.executable, "-c", SLOW, str(photographs[0]), str(cache), str(sign)]
+    others = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    try:
+        assert [one.stdout.readline() for one in others] == ["writing\n"] * 2
+        mine = local_copies.local_copy(photographs[0], cache)
+        sign.touch()
+        assert [one.communicate()[0] for one in others] == [f"{mine}\n"] * 2
+    finally:
+        for one in others:
+            one.kill()
+    assert mine.read_bytes() == photographs[0].read_bytes() and list(mine.parent.iterdir()) == [mine]
+
+
+def test_of_earlier_versions_and_of_killed_processes_nothing_stays(photographs, tmp_path):
+    """A photograph that was changed is copied again; what a living process writes stays."""
+    earlier = local_copies.local_copy(photographs[0], tmp_path / "cache")
+    living = checkpoint.partial_of(earlier)
+    dead = earlier.with_name(f"{earlier.name}.{checkpoint.this_machine()}-999999999-ab.partial")
+    photographs[0].write_bytes(photographs[1].read_bytes() + b" ")
+    for path in (living, dead):
+        path.write_bytes(b"half")
+    now = local_copies.local_copy(photographs[0], tmp_path / "cache")
+    assert sorted(now.parent.iterdir()) == sorted([now, living])

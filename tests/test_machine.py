@@ -1,9 +1,12 @@
 """What this computer is, with reasons (L2)."""
 
 import dataclasses
+import errno
+import os
 
 from lace_lora import machine
 from lace_lora.machine import Machine
+from tests.drives import failing
 
 T4 = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
 L4 = dataclasses.replace(T4, gpu_name="NVIDIA L4", vram_gb=22.0, capability=(8, 9))
@@ -36,7 +39,7 @@ def test_the_disk_is_that_where_models_are_kept_and_drive_needs_only_to_be_mount
     usage = machine.shutil.disk_usage
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: measured.append(path) or usage(path))
     Machine.here()
-    assert machine.models_folder() == tmp_path / ".cache/huggingface" and measured == [tmp_path]
+    assert machine.models_folder() == tmp_path / ".cache/huggingface" and measured[-1] == tmp_path
     monkeypatch.setenv("HF_HOME", str(tmp_path / "models"))
     assert machine.models_folder() == tmp_path / "models"
     free = machine.FREE_SOME_SPACE.format(gb=18)
@@ -63,3 +66,29 @@ def test_a_gpu_with_little_memory_is_told_from_none():
     small = {name: row for name, *row in dataclasses.replace(T4, vram_gb=4.0).reasons()}
     assert small["GPU"][1] and small["GPU memory"][:2] == ["4.0 GB", False] and "T4 GPU" in small["GPU memory"][2]
     assert "GPU memory" not in {row[0] for row in LAPTOP.reasons()}
+
+
+def test_a_folder_that_does_not_answer_is_passed_over_when_the_disk_is_measured(tmp_path, monkeypatch):
+    """L2: of a Drive that was dropped every question fails, also whether it is there."""
+    drive, usage = failing(tmp_path / "drive", monkeypatch), machine.shutil.disk_usage
+
+    def ask(path):
+        drive.touch("statvfs", path, ())
+        return usage(path)
+
+    monkeypatch.setattr(machine.shutil, "disk_usage", ask)
+    drive.fail(range(100_000))
+    assert Machine.here(disk=tmp_path / "drive/MyDrive/out").free_disk_gb > 0
+
+
+def test_drive_is_mounted_has_one_meaning_in_colab_and_one_elsewhere(tmp_path, monkeypatch):
+    """C12: in Colab files in the place of Drive are none; elsewhere Drive's own program may fill a plain folder."""
+    mounts, place = set(), tmp_path / "drive"
+    monkeypatch.setattr(os.path, "ismount", lambda path: path in mounts)
+    assert not machine.drive_is_mounted(place)
+    (place / "MyDrive").mkdir(parents=True)
+    assert machine.drive_is_mounted(place)
+    monkeypatch.setattr(machine, "in_colab", lambda: True)
+    assert not machine.drive_is_mounted(place)
+    mounts.add(place)
+    assert machine.drive_is_mounted(str(place))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import checkpoint, mirror
+from lace_lora import checkpoint, machine, mirror
 from lace_lora.errors import MachineError
 from lace_lora.lock import LOCK
 from lace_lora.mirror import Mirror
@@ -238,6 +238,7 @@ def test_a_drive_that_vanishes_gets_no_folders_in_its_place_and_everything_when_
 
 def test_a_mount_that_is_none_any_more_is_not_written_to(pair, drive, monkeypatch):
     mounts = {drive.root}
+    monkeypatch.setattr(machine, "in_colab", lambda: True)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) in mounts)
     mirrored = pair.again()
     train(mirrored.local, 1, 5)

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from lace_lora import annotate, batch, config, estimate, listing, own_folders, train
-from lace_lora.errors import MachineError, PicturesError, RunError
+from lace_lora import annotate, batch, config, estimate, listing, mirror, own_folders, train
+from lace_lora.errors import LaceError, MachineError, PicturesError, RunError
+from tests.drives import failing
 from tests.generated import ROOT
 
 
@@ -69,7 +71,7 @@ def test_nothing_is_made_below_a_drive_that_is_not_mounted(place, asked, tmp_pat
     if place != "missing":
         drive.mkdir()
     if place == "does not answer":
-        monkeypatch.setattr(own_folders.os, "listdir", lambda _: (_ for _ in ()).throw(OSError(errno.ENOTCONN, "gone")))
+        monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(OSError(errno.ENOTCONN, "gone")))
     settings = asked(drive / "MyDrive", make_folders=True)
     with pytest.raises(MachineError, match="lies on Drive, and Drive is not mounted at .*drive. Mount Drive first"):
         own_folders.make(settings, pytest.fail)
@@ -126,3 +128,48 @@ def test_notebook_01_makes_the_folders_and_shows_the_check_all_the_same(tmp_path
     assert (tmp_path / "mine").is_dir() and (tmp_path / "out").is_dir()
     said = (tmp_path / "01.ipynb").read_text(encoding="utf-8")
     assert "is made now and empty" in said and "✓ results" in said
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EIO, errno.ENOENT], ids=errno.errorcode.get)
+def test_a_drive_that_was_dropped_is_a_sentence_and_other_errors_go_through(number, asked, tmp_path):
+    """L2, L14: dropped, or unmounted so that files are merely missing."""
+    place = drive_in(tmp_path)
+    settings, error = asked(place), OSError(number, os.strerror(number), str(place / "lora_output/lace"))
+    if number == errno.ENOENT:
+        with pytest.raises(FileNotFoundError), own_folders.answering(settings):
+            raise error  # of a Drive that answers
+        place.rmdir()
+    with pytest.raises(MachineError, match="Drive does not answer .*lora_output/lace.* Run the notebook again from"):
+        with own_folders.answering(settings):
+            raise error
+    for other in (OSError(errno.EIO, "failing"), FileNotFoundError(errno.ENOENT, "gone", str(tmp_path / "here"))):
+        with pytest.raises(OSError) as caught, own_folders.answering(asked(tmp_path / "here")):
+            raise other
+        assert caught.value is other
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EIO], ids=errno.errorcode.get)
+def test_training_and_planning_end_with_a_sentence_at_whichever_call_drive_is_dropped(
+    number, settings, tmp_path, monkeypatch
+):
+    """L2, L14: before the run's own folder on this machine takes over; "begun" stands for all that follows."""
+    drive = failing(tmp_path / "drive", monkeypatch)
+    place = drive.root / "MyDrive"
+    shutil.copytree(settings.images_dir, place / "photographs")
+    places = {"images_dir": str(place / "photographs"), "lora_output_dir": str(place / "out")}
+    away = settings.model_copy(update=places | {"drive_mount_path": str(drive.root)})
+    monkeypatch.setattr(train, "_run_here", lambda *_: "begun")
+    monkeypatch.setattr(mirror, "ATTEMPTS", ())
+    for verb in (estimate.prepare, train.run):
+        is_through, failed = False, 0
+        while not is_through:
+            failed += 1
+            shutil.rmtree(place / "out", ignore_errors=True)
+            drive.fail(range(failed, 100_000), number)
+            try:
+                verb(away, say=lambda _: None)
+            except LaceError as error:
+                assert "Drive" in str(error) and ("run" in str(error).casefold()), error
+            is_through = drive.calls < failed
+            drive.fail(())
+        assert failed > 5

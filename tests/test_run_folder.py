@@ -6,7 +6,7 @@ import pytest
 
 from lace_lora.config import Config
 from lace_lora.errors import RunError
-from lace_lora.run_folder import RunFolder
+from lace_lora.run_folder import RunFolder, Shard
 
 
 def test_a_run_lies_below_the_output_folder_by_its_name(tmp_path):
@@ -35,3 +35,17 @@ def test_a_folder_that_cannot_be_made_has_its_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be made .* lora_output_dir"):
         RunFolder(tmp_path / "file" / "run").create()
+
+
+def test_a_sheet_knows_its_own_files_from_what_a_person_put_beside_them(tmp_path):
+    """L14: the names themselves are compared with what is really written in test_workplace."""
+    folder = RunFolder(tmp_path).sheet("sheet")
+    assert folder.files() == []
+    pictures = [folder.refined(3, "jpg"), folder.base(12, "png"), folder.latents / "base-fp16-000001.safetensors"]
+    own = [folder.manifest, folder.request, folder.zip, folder.rows(Shard(1, 2)), folder.halved(Shard()), *pictures]
+    foreign = ["notes.gdoc", "other.zip", "refined_output_003.psd", "latents/x.partial", "mine/request.json",
+               "images.jsonl.abc-1-ff.partial", "drawing.lock"]  # fmt: skip
+    for path in [*own, *(folder.root / name for name in foreign)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert folder.files() == sorted(own)

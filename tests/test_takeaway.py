@@ -1,11 +1,15 @@
 """What a run gives to take away: listed with its purpose, downloaded in Colab by a button (L6, P25)."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from lace_lora import takeaway
-from lace_lora.errors import MachineError
+from lace_lora import blind, data_utils, defaults, machine, own_folders, rating, stars, takeaway
+from lace_lora.annotations_file import AnnotationsFile
+from lace_lora.errors import LaceError, MachineError
+from lace_lora.own_files import spare_of
+from lace_lora.rating import Rating
 from lace_lora.run_folder import RunFolder
 
 
@@ -77,3 +81,55 @@ def test_elsewhere_it_is_a_list(run, capsys):
     """L2."""
     takeaway.TakeAway(run)._ipython_display_()
     assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_after_drive_is_let_go_of_no_form_writes_below_its_empty_place(tmp_path, monkeypatch):
+    """L2, C12: the forms above are still alive; with a file in its place Drive could not be mounted again."""
+    place, gone = tmp_path / "drive", tmp_path / "gone"
+    run, photographs = RunFolder(place / "MyDrive/out/lace"), place / "MyDrive/photographs"
+    for path in (run.adapter_for_tools, run.report, run.sheet("a").request, photographs / "rose.jpg"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}")
+    (elsewhere := tmp_path / "here.zip").write_bytes(b"a zip that Drive did not take")
+    owed = takeaway.Thing(elsewhere, "owed")
+    monkeypatch.setattr(takeaway, "things", lambda run, real=takeaway.things: [*real(run), owed])
+    monkeypatch.chdir(tmp_path)
+    for room in (machine, defaults):
+        monkeypatch.setattr(room, "in_colab", lambda: True)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == place and (place / "MyDrive").is_dir())
+
+    def let_go():
+        place.rename(gone)
+        place.mkdir()
+        return "Everything is in Drive now."
+
+    monkeypatch.setattr(takeaway.colab, "flush_and_unmount", let_go)
+    form, captions = takeaway.TakeAway(run), AnnotationsFile(photographs, cache_dir=tmp_path / "cache")
+    elsewhere = AnnotationsFile(photographs, run.root.parent / "annotations/a.txt", cache_dir=tmp_path / "cache")
+    captions.change({"rose.jpg": "a rose"})
+    design, pair = Rating("a", 0, "d" * 64, 4, 4), blind.Pair(Path("a"), Path("b"), "one", "other", "key")
+    presses = [row.children[0] for row in form.widget.children[:3]]
+    assert machine.drive_is_mounted(place) and not any(press.disabled for press in presses)
+
+    form.widget.children[3].click()
+    assert [press.disabled for press in presses] == [True, True, False]
+    assert "Everything is in Drive now. Until then the forms of this notebook save nothing" in form.said.value
+    for write in (
+        lambda: blind.record(run, pair, "left"),
+        lambda: rating.add(run, design),
+        lambda: stars.set_star(run.sheet("a"), 0, designs={0: {}}),
+        lambda: captions.change({"leaf.jpg": "a leaf"}),
+        lambda: elsewhere.change({"leaf.jpg": "a leaf"}),
+        lambda: data_utils.save_dataset(data_utils.Dataset(photographs, ())),
+        lambda: defaults.Defaults().save({"rank": 8}, str(place)),
+    ):
+        with pytest.raises(LaceError, match="Drive is not (connected any more: run the notebook again|mounted)"):
+            write()
+    assert list(place.iterdir()) == [] and not machine.drive_is_mounted(place)
+    kept = spare_of(photographs / "annotations.txt", tmp_path / "cache").read_text(encoding="utf-8")
+    assert kept == "rose.jpg\ta rose\nleaf.jpg\ta leaf\n"
+
+    (place / "MyDrive").mkdir()  # whatever another program writes there: it is no Drive
+    assert machine.drive_is_mounted(place), "the test's own mount"
+    monkeypatch.setattr(os.path, "ismount", lambda path: False)
+    assert not machine.drive_is_mounted(place) and own_folders.is_away(run.root, str(place))

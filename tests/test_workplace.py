@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lace_lora import checkpoint, delivery, inference, production, sheet, workplace
-from lace_lora.errors import MachineError, RunError
+from lace_lora.errors import LaceError, MachineError, RunError
 from lace_lora.lock import lock
 from lace_lora.run_folder import RunFolder, Shard
 from lace_lora.workplace import Workplace
@@ -370,3 +370,74 @@ def test_the_settings_of_a_sheet_name_what_stays(on_drive):
     passing = ["latents/drawn-000001.safetensors", "sheet.zip", "refined_output_003_mask.png", "images-1-of-2.jsonl"]
     assert all(workplace.PASSING.fullmatch(name) for name in passing)
     assert sheet.ON_CONTACT_SHEET  # the page of which is among what passes
+
+
+def test_only_what_a_sheet_writes_is_brought_and_a_foreign_file_is_in_nobodys_way(on_drive, expected, tmp_path):
+    """L14: a Google Doc cannot be read, a link leads nowhere, and a person's own files may be large."""
+    kept = quiet_run(on_drive()).folder
+    assert {f"sheet/{path.relative_to(kept.root)}" for path in kept.files()} == expected.keys()
+    (kept.root / "ideas.gdoc").symlink_to("nowhere")
+    (kept.root / "my own").mkdir()
+    (kept.root / "my own" / "refined_output_000.tif").write_bytes(b"large")
+    kept.contact_sheet.unlink()
+    said = []
+    inference.run(on_drive("there"), say=said.append)
+    assert any(f"{len(expected) - 1} files of sheet from Drive" in line for line in said), said
+    assert kept.contact_sheet.is_file() and (kept.root / "ideas.gdoc").is_symlink()
+    assert (kept.root / "my own" / "refined_output_000.tif").read_bytes() == b"large"
+
+
+def test_a_drive_that_takes_no_lock_is_told_in_words_of_its_own(on_drive, drive):
+    """L2: nothing was copied yet."""
+    settings, said = on_drive(), []
+    kept = quiet_run(settings).folder
+    kept.zip.unlink()
+    drive.fail(range(100_000), errno.EROFS, only_writes=True)
+    inference.run(settings, say=said.append)
+    told = [line for line in said if "nothing may be written there" in line]
+    assert told[0].startswith("This sheet could not be marked on Drive as being drawn, so do not draw it on another")
+    assert not any("Copying to Drive failed" in line for line in said)
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["one call fails", "all calls from there on fail"])
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EIO], ids=errno.errorcode.get)
+def test_a_drive_that_fails_at_any_call_while_a_sheet_is_begun_gives_a_sentence(
+    number, stride, comes_back, on_drive, drive, tmp_path, monkeypatch
+):
+    """L14, L2: until the sheet's own folder on this machine takes over; all later calls are below."""
+    monkeypatch.setattr(inference, "_made", lambda *_: True)
+    monkeypatch.setattr(inference, "_ended", lambda *_: True)
+    monkeypatch.setattr(inference, "_delivered", lambda *_: "begun")
+    settings, failed, is_through, told = on_drive(), 1, False, 0
+    while not is_through:
+        for place in (tmp_path / "here", RunFolder.of(settings).sheets):
+            shutil.rmtree(place, ignore_errors=True)
+        drive.fail((failed,) if comes_back else range(failed, 100_000), number)
+        try:
+            assert quiet_run(settings) == "begun"
+        except LaceError as error:
+            assert "Drive" in str(error), f"call {failed}: {error!r}"
+            told += 1
+        is_through = drive.calls < failed
+        drive.fail(())
+        failed += stride
+    assert told
+
+
+def test_a_name_that_is_no_unicode_is_delivered_and_brought_like_any_other(drive, tmp_path):
+    """L14: as old disks and archives leave them."""
+    place = os.fsdecode(b"caf\xe9")
+    for name in ("here", "there"):
+        run = RunFolder(drive.root / "MyDrive" / place / "lace")
+        run.root.mkdir(parents=True, exist_ok=True)
+        at_work = Workplace.of(run, run.sheet("sheet"), drive.root, tmp_path / name, lambda _: None)
+        if name == "here":
+            draw(at_work, 0, 2)
+            assert at_work.deliver()
+            made = files_of(at_work.folder.root)
+        else:
+            at_work.bring()
+    assert files_of(at_work.kept.root) == made == files_of(at_work.folder.root)
+    again = Workplace.of(run, run.sheet("sheet"), drive.root, tmp_path / "there", lambda _: None)
+    assert again.delivery.seen.keys() == made.keys(), "it is remembered"
