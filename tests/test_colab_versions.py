@@ -74,7 +74,7 @@ def test_what_colab_lacks_is_held_to_the_projects_own_versions():
 @pytest.mark.parametrize("name", ["torch_free", "short"])
 def test_the_lists_of_tests_name_tests_that_exist(name):
     """L9: pytest says nothing of a test that it is told to leave out and cannot find."""
-    lines = (ROOT / f"tests/colab/{name}.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / f"tests/colab/{name}.args").read_text(encoding="utf-8").splitlines()
     named = [line.removeprefix("--deselect=").partition("::") for line in lines]
     assert len(named) > 15 and len(set(lines)) == len(lines)
     for file, _, test in named:
