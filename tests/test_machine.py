@@ -1,7 +1,6 @@
 """What this computer is, with reasons (L2)."""
 
 import dataclasses
-import errno
 import os
 
 from lace_lora import machine

@@ -59,7 +59,7 @@ def sheets(settings):
 
 def copies(machine):
     """The files in working folders of a machine."""
-    return {name: data for name, data in files_of(machine).items() if "drawing" not in name}
+    return {name: data for name, data in files_of(machine).items() if "drawing" not in name and name != "measured.json"}
 
 
 def test_a_sheet_on_drive_has_the_bytes_of_one_that_is_not_and_each_design_is_there_at_once(
