@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-slow settings address wheel check help
+.PHONY: demo test test-slow screenshots settings address wheel check help
 help:
 	@sed -n 's/^# //p' Makefile | head -3
 
@@ -18,6 +18,7 @@ demo: $(VENV)/.base
 	@echo "== Running the demo: lace photographs drawn by program → LoRA → refined designs → report. About 5 minutes."
 	OMP_NUM_THREADS=2 $(BIN)/lace-lora demo
 
+# The notebooks are also clicked in a browser, where chromium is there: apt install chromium.
 test: $(VENV)/.test check
 	@echo "== Running the tests."
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -32,6 +33,10 @@ check: $(VENV)/.test
 test-slow: $(VENV)/.test
 	@echo "== Running the slow tests."
 	$(BIN)/python -m pytest -m slow
+
+# The pictures in the documentation, taken in a browser. To be looked at before they are committed.
+screenshots: $(VENV)/.test
+	$(BIN)/python -m tests.screenshots
 
 # Writes everything that is generated from the declarations: of the settings, and of the address (lace_lora/address.py).
 settings address: $(VENV)/.test
@@ -59,7 +64,7 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.base
 	@echo "== Installing the notebooks' and the tests' libraries (once)."
-	$(PIP) -e ".[notebooks,training,test]"
+	$(PIP) -e ".[notebooks,training,test,browser]"
 	@touch $@
 
 # make test-colab, make test-colab-short: the tests with the versions that Colab has.

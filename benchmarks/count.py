@@ -33,6 +33,7 @@ from lace_lora import adapter, lean, quantize
 from lace_lora.demo import base_dir, refiner_dir
 from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
+from lace_lora.families.random_model import SDXL_REFINER_UNET, SDXL_UNET
 
 GIB = 1024**3
 TOKENS = 77
@@ -44,31 +45,6 @@ RANKS = (8, 24)
 SIDES = (32, 64, 128)  # latent cells; multiples of 8, so that every halving is exact
 DTYPE = torch.bfloat16  # all bytes are those of half precision; of fp32 they are twice as many
 DATA = Path(__file__).parent.parent / "lace_lora" / "plan_data"
-# stabilityai/stable-diffusion-xl-base-1.0, unet/config.json: what decides shapes.
-SDXL_UNET = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "layers_per_block": 2,
-    "projection_class_embeddings_input_dim": 2816,
-    "sample_size": 128,
-    "transformer_layers_per_block": [1, 2, 10],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "use_linear_projection": True,
-}
-# stabilityai/stable-diffusion-xl-refiner-1.0: the same of its unet/config.json; 2259.5 million parameters.
-SDXL_REFINER_UNET = SDXL_UNET | {
-    "attention_head_dim": [6, 12, 24, 24],
-    "block_out_channels": [384, 768, 1536, 1536],
-    "cross_attention_dim": 1280,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "projection_class_embeddings_input_dim": 2560,
-    "transformer_layers_per_block": 4,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-}
 SDXL_VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import meters
-from benchmarks.model import SIZES, Size, text_encoder, vae_of
+from benchmarks.model import SIZES
 from lace_lora import lora
 from lace_lora.families.quiet import quiet
+from lace_lora.families.random_model import Size, text_encoder, vae_of
 
 with quiet():
     from diffusers import AutoencoderKL, UNet2DConditionModel

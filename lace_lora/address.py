@@ -80,29 +80,28 @@ def install_prose() -> str:
 
 def install_cell() -> str:
     """The first code cell of every notebook: bring the package as a pure wheel, then call `install.missing`."""
-    wheels = ", ".join(f'*drive.glob("{folder}{WHEELS}")' for folder in DRIVE_FOLDERS)
-    public = f"public = [] if is_here else {_quoted(sources())}"
+    wheels = " + ".join(f'glob(f"{{top}}/{folder}{WHEELS}")' for folder in DRIVE_FOLDERS)
     # Where Lace LoRA can be fetched from everywhere, nobody is asked for Drive only to look for a wheel in it.
     mount = (
-        '    if "google.colab" in sys.modules and not is_here:',
-        f'        from google.colab import drive as colab; colab.mount("{DRIVE}")',
+        "    with contextlib.suppress(Exception):  # where Drive is refused, nothing is found in it",
+        '        if "google.colab" in sys.modules and not is_here:',
+        f'            from google.colab import drive; drive.mount("{DRIVE}")',
     )
-    stop = '{"_render_traceback_": lambda stop: [str(stop)]}'  # IPython shows the sentence without the traceback
+    public = (f"    if not found and not is_here: found = {_quoted(sources())}",)
     lines = (
         TITLE,
-        "import contextlib, importlib.util, os, subprocess, sys; from pathlib import Path",
-        'ups = [Path(up).resolve() for up in (".", "..", "../..") if Path(up, "lace_lora/install.py").is_file()]',
-        f'sys.path[:0], wheels, drive = map(str, ups[:1]), [], Path("{DRIVE}/MyDrive")',
-        'is_here = importlib.util.find_spec("lace_lora") is not None',
-        "with contextlib.suppress(Exception):  # where Drive does not answer, nothing is found in it",
+        "import contextlib, importlib.util, os, subprocess, sys; from glob import glob",
+        "class Stop(Exception): _render_traceback_ = lambda self: [str(self)]  # shown as a sentence",
+        'checkouts = [up for up in (".", "..", "../..") if os.path.isfile(f"{up}/lace_lora/install.py")]',
+        "if checkouts: sys.path.insert(0, os.path.abspath(checkouts[0]))",
+        f'is_here, top = importlib.util.find_spec("lace_lora") is not None, "{DRIVE}/MyDrive"',
+        "if not checkouts:",
         *(() if sources() else mount),
-        f"    wheels = sorted([{wheels}], key=os.path.getmtime)",
-        *((public,) if sources() else ()),
-        f"sources = [] if ups else wheels[-1:]{' or public' if sources() else ''}",
-        'pip = [sys.executable, *"-m pip install -q --disable-pip-version-check --no-deps --force-reinstall".split()]',
-        "is_done = any(not subprocess.run([*pip, str(one)]).returncode for one in sources) or is_here and not sources",
-        f'what_to_do = "{_what_to_do()}"',
-        f'if not is_done: raise type("Stop", (Exception,), {stop})(what_to_do)',
+        f"    found = sorted({wheels}, key=os.path.getmtime)[-1:]",
+        *(public if sources() else ()),
+        '    pip = [sys.executable, *"-m pip install -q --no-deps --force-reinstall".split()]',
+        "    is_here = any(not subprocess.run([*pip, one]).returncode for one in found) or (is_here and not found)",
+        f'if not is_here: raise Stop("{_what_to_do()}")',
         "importlib.invalidate_caches(); from lace_lora import install; install.missing()",
     )
     return "\n".join(lines)
@@ -122,7 +121,7 @@ def readme() -> str:
 def _what_to_do() -> str:
     if sources():
         return "Is this machine connected to the internet? Run this cell again in a minute."
-    return "Put lace_lora-….whl, whole and with its own name, into your Drive, allow access, and run this cell again."
+    return "Put lace_lora-….whl, whole and with its own name, into Drive, and run this again."
 
 
 def _place(cell_id: str) -> str:

@@ -31,12 +31,14 @@ class Coefficients:
     """The table of one model; sizes in bytes, work in FLOP.
 
     is_counted  whether it was counted on this very architecture; else SDXL's is scaled by the number of weights
+    name        of the table: models of one name take the same
     """
 
     table: Mapping[str, Any] = field(repr=False)
     is_counted: bool = True
     scale: float = 1.0
     px_a_cell: int = 8
+    name: str = "sdxl"
 
     def cells(self, width_px: int, height_px: int) -> int:
         """Latent cells of a picture."""
@@ -124,8 +126,9 @@ def of(model: str) -> Coefficients:
     for name in ("sdxl", "demo"):
         table = shipped(name)
         if all(_plain(unet.get(key)) == _plain(value) for key, value in table["shape"].items()):
-            return Coefficients(table, px_a_cell=px)
-    return Coefficients(shipped("sdxl"), False, _weights_of(path) / shipped("sdxl")["unet"]["parameters"], px)
+            return Coefficients(table, px_a_cell=px, name=name)
+    scale = _weights_of(path) / shipped("sdxl")["unet"]["parameters"]
+    return Coefficients(shipped("sdxl"), False, scale, px, f"sdxl × {scale:.3g}")
 
 
 @lru_cache(maxsize=4)

@@ -62,6 +62,8 @@ class Defaults:
         try:
             sitting.file.write(after)
         except PicturesError as error:  # in the words of a folder of photographs
+            if isinstance(error.__cause__, MachineError):  # a full disk, or a Drive that does not answer
+                raise MachineError(str(error.__cause__)) from error
             raise SettingsError(
                 f"{path.absolute()} cannot be written ({_reason(error)}), and stays as it was. Make it writable, or "
                 f"write into a file config.yaml beside the notebook: {_in_words(values)}."

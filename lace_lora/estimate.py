@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from lace_lora import coefficients, costs, demo, fitting, own_folders, presets, stage_needs, throughput
+from lace_lora import coefficients, costs, demo, experience, fitting, own_folders, presets, stage_needs, throughput
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.errors import MachineError
+from lace_lora.experience import NOTHING, Experience
 from lace_lora.families import folders
 from lace_lora.machine import Machine, models_folder
 from lace_lora.plans import Caution as Caution
@@ -30,6 +31,8 @@ SIDES = (1024, 768, 512)  # tried from the model's own downwards where nothing e
 def prepare(config: Config, machine: Machine | None = None, say: Callable[[str], None] = print) -> Plan:
     """Settle a run: apply the preset, draw the demo's pictures where the demo wants them, count pictures, plan.
 
+    What earlier runs on this machine took is read here, once, and kept in the plan.
+
     Raises PicturesError or SettingsError where the folder or a setting cannot be used; and the errors of
     own_folders.make, which makes missing folders where that is wanted.
     """
@@ -37,8 +40,7 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
     settled = presets.settle(config, machine)
     settings = settled.config
     # Only into the demo's own folder, and again where a cut left it half: annotations.txt is written last.
-    is_ours = settled.preset == "demo" and "images_dir" not in config.overridden
-    if is_ours and not (Path(settings.images_dir) / "annotations.txt").is_file():
+    if presets.draws_its_own(settled) and not (Path(settings.images_dir) / "annotations.txt").is_file():
         from lace_lora.demo.draw import write_lace_folder
 
         say(f"Drawing the demo's pictures of lace into {settings.images_dir} …")
@@ -46,7 +48,22 @@ def prepare(config: Config, machine: Machine | None = None, say: Callable[[str],
         captions: dict[str | Path, str] = {path: f"{settings.instance_prompt} {caption}" for path, caption in drawn}
         create_annotations(settings.images_dir, settings.instance_prompt, settings.image_types, captions)
     own_folders.make(settings, say)
-    return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)))
+    known = experience.read(settings.cache_dir, machine, settings.lora_output_dir)
+    return plan(settled, machine, count_pictures(settings.images_dir, set(settings.image_types)), known)
+
+
+def for_looking(config: Config, say: Callable[[str], None] = print) -> Config:
+    """The settings under which photographs are looked at and captioned: a person's own are judged for SDXL.
+
+    Without a GPU the demo's miniature learns at 96 px, at which no photograph is too small; but she looks through her
+    photographs on such a machine for the training on another one. Raises as `prepare`.
+    """
+    settled = presets.settle(config, Machine.here(config.drive_mount_path, config.lora_output_dir))
+    found = prepare(config, say=say).config
+    is_judged_for_sdxl = settled.preset == "demo" and not presets.draws_its_own(settled)
+    if is_judged_for_sdxl and "resolution" in settled.reasons:
+        return found.with_preset({"resolution": SIDES[0] if config.resolution == "auto" else config.resolution})
+    return found
 
 
 def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:
@@ -56,15 +73,17 @@ def again(earlier: Plan, settings: Config, gradient_checkpointing: str) -> Plan:
     """
     free = settings.with_preset({"gradient_checkpointing": gradient_checkpointing})
     settled = presets.Settled(free, earlier.preset, earlier.preset_why, {}, earlier.banner)
-    return plan(settled, earlier.machine, earlier.pictures)
+    return plan(settled, earlier.machine, earlier.pictures, earlier.known)
 
 
-def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
+def plan(settled: presets.Settled, machine: Machine, pictures: int, known: Experience = NOTHING) -> Plan:
     """Fill in what is still `auto`, each with its reason, and say what every stage will need.
 
-    What a person wrote is never changed; what it costs is said.
+    known  what earlier runs took, which corrects times and memory where they were on such a machine
+
+    What a person wrote is never changed; what it costs is said. Reads no file of a run: it is asked at every change.
     """
-    choosing = _Choosing(settled, machine, pictures)
+    choosing = _Choosing(settled, machine, pictures, known)
     choosing.settle()
     job = choosing.job()
     stages = stage_needs.stages(job)
@@ -90,6 +109,7 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int) -> Plan:
         downloads=tuple(one for one in stage_needs.downloads(job.config, job.model) if not _is_here(one[0])),
         remarks=(*_remarks(job), *choosing.costs()),
         elsewhere=_elsewhere(job),
+        known=known,
     )
 
 
@@ -97,14 +117,20 @@ def refusal(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> str | No
     """Why the plan's named stages cannot begin, with three changes that would fit; None where nothing speaks against.
 
     Only what was counted on this very architecture is refused, and only into memories whose size is known; must_fit
-    false lets a person try all the same.
+    false lets a person try all the same. Of the computer's memory only what was counted refuses: what Python and its
+    libraries hold of it is an estimate, so that a computer that is short by less is warned (see Plan.warnings).
     """
-    misfits = [one for one in found.misfits if one.stage in stages]
+    misfits = [one for one in found.misfits if one.stage in stages and _is_sure(one, found.machine)]
     if not misfits or not found.is_counted or not found.config.must_fit:
         return None
-    job = _job(found)
+    job = found.job
     last = "To begin all the same, because this machine may do better than the plan thinks: must_fit false."
-    return f"{fitting.sentence(misfits[0], found.machine, fitting.changes(job, stages))}\n{last}"
+    return f"{fitting.sentence(misfits[0], found.machine, fitting.changes(job, stages, misfits[0].memory))}\n{last}"
+
+
+def _is_sure(misfit: fitting.Misfit, machine: Machine) -> bool:
+    counted = misfit.needs_gb - (stage_needs.PROGRAM_GIB[machine.device] if misfit.memory == fitting.RAM else 0.0)
+    return counted > misfit.has_gb * fitting.SPARE
 
 
 def check_fits(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> None:
@@ -117,10 +143,14 @@ def check_fits(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> None:
 DRAWING = ("generate", "refine", "decode")
 
 
-def check_drawing(config: Config, machine: Machine) -> None:
-    """The same for new designs, before their models are loaded. config: settled, its numbers may still be auto."""
-    settled = presets.Settled(config, "none", "as set", {})
-    check_fits(plan(settled, machine, 1), DRAWING)
+def check_drawing(config: Config, machine: Machine) -> Plan:
+    """The same for new designs, before their models are loaded; returns their plan.
+
+    config  settled, its numbers may still be auto; its base model and sizes are those that will be drawn with
+    """
+    found = plan(presets.Settled(config, "none", "as set", {}), machine, 1)
+    check_fits(found, DRAWING)
+    return found
 
 
 def training_gib(config: Config, precision: str, checkpointing: str, quantization: str = "none") -> float:
@@ -149,6 +179,7 @@ class _Choosing:
     settled: presets.Settled
     machine: Machine
     pictures: int
+    known: Experience
 
     def __post_init__(self) -> None:
         self.config = self.settled.config
@@ -169,6 +200,7 @@ class _Choosing:
         self._processes()
         for name, value, why in self._memory():
             self._choose(name, value, why)
+        self._samples()
         config = self.config
         seen = self.pictures * config.dataset_repeats * config.num_train_epochs
         steps = max(1, ceil(seen / stage_needs.pictures_an_update(config)))
@@ -182,7 +214,7 @@ class _Choosing:
         open_ones = {name: value for name, value in least.items() if getattr(self.config, name) == "auto"}
         values = open_ones | changes
         config = self.config.with_preset(values) if values else self.config
-        return Job(config, self.pictures, self.machine, self.precision, self.model)
+        return Job(config, self.pictures, self.machine, self.precision, self.model, self.known)
 
     def costs(self) -> list[str]:
         """What a person's own settings cost against what would have been chosen, a sentence each."""
@@ -194,7 +226,7 @@ class _Choosing:
         if "gradient_checkpointing" in self.as_set and mode != "none":
             without = self.job(gradient_checkpointing="none")
             more = stage_needs.picture_flop(now) / stage_needs.picture_flop(without) - 1
-            needless = ", and everything would fit without" if fitting.has_room(without) else ""
+            needless = ", and everything would fit without" if fitting.has_room(without, ("train",)) else ""
             found.append(f"gradient_checkpointing {mode}, as set: {more:.0%} more work{needless}")
         if "quantization" in self.as_set and self.config.quantization == "nf4":
             plain, small = stage_needs.train(self.job(quantization="none")), stage_needs.train(now)
@@ -218,7 +250,7 @@ class _Choosing:
         """The model's own side, or the next smaller one that fits with all that saves memory."""
         is_free = self.config.resolution == "auto" and self.model.is_counted
         sides = [self.native_px, *(side for side in SIDES if side < self.native_px and is_free)]
-        fitting_ones = (side for side in sides if self._fitting(fitting.TRAINING, resolution=side))
+        fitting_ones = (side for side in sides if self._fitting(self._wished(), resolution=side))
         side = next(fitting_ones, self.native_px) if is_free else self.native_px
         if side == self.native_px:
             return side, "the size that the base model was trained at"
@@ -228,7 +260,7 @@ class _Choosing:
         """As many of four pictures at once as fit without checkpointing; a CPU gains nothing by it."""
         free = self.machine.gpu_name and self.config.gradient_accumulation_steps == "auto"
         for batch in (4, 2) if free else ():
-            if fitting.has_room(self.job(train_batch_size=batch, gradient_accumulation_steps=2)):
+            if fitting.has_room(self.job(train_batch_size=batch, gradient_accumulation_steps=2), ("train",)):
                 return batch, f"{batch} pictures at once fit without checkpointing, and are faster"
         return 1, "the least memory; accumulation makes up for it"
 
@@ -245,7 +277,7 @@ class _Choosing:
         least = max(PICTURES_AN_UPDATE // int(self.config.train_batch_size), int(self.config.num_processes), 1)
         self._choose("gradient_accumulation_steps", least, "four pictures an update make its direction steady")
 
-    def _fitting(self, stages: tuple[str, ...] = ("train",), **changes: object) -> list[tuple[str, str]]:
+    def _fitting(self, stages: tuple[str, ...], **changes: object) -> list[tuple[str, str]]:
         """Quantization and checkpointing with which stages fit, in the order in which they cost time."""
         config = self.config
         kinds = [kind for kind in ("none", "nf4") if config.quantization in ("auto", kind)]
@@ -259,7 +291,7 @@ class _Choosing:
 
     def _memory(self) -> list[tuple[str, str, str]]:
         """The fastest that fits on this machine; where nothing does, what needs least."""
-        fitting_ones = self._fitting()
+        fitting_ones = self._fitting(self._wished()) or self._fitting(("train",))
         quantization, mode = fitting_ones[0] if fitting_ones else ("nf4", "full")
         if not fitting_ones and not self.machine.gpu_name:  # 4 bits are no help against a full computer
             quantization = "none"
@@ -271,6 +303,16 @@ class _Choosing:
         small = quantization == "nf4"
         why_small = "the base model would not fit in half precision" if small else "the base model fits as it is"
         return [("quantization", quantization, why_small), ("gradient_checkpointing", mode, why)]
+
+    def _wished(self) -> tuple[str, ...]:
+        """The stages that memory is chosen for: rows of samples only where a person asked for them."""
+        return ("train", "sample") if "sample_every" in self.as_set else ("train",)
+
+    def _samples(self) -> None:
+        """Rows of samples that a preset wishes are left out where they would not fit beside the training."""
+        is_wished = self.config.sample_every and "sample_every" in self.settled.reasons
+        if is_wished and not fitting.has_room(self.job(), ("sample",)):
+            self._put("sample_every", 0, "pictures would not fit beside the training on this GPU")
 
     def _without_8bit(self) -> str:
         more = 6 * stage_needs.learnt_numbers(self.job()) / 1e6  # two moments of four bytes instead of one
@@ -316,18 +358,13 @@ def _elsewhere(job: Job) -> tuple[Elsewhere, ...]:
         for quantization, mode in ways:
             memory = {"quantization": quantization, "gradient_checkpointing": mode, "num_processes": 1}
             moved = replace(job, machine=there, precision=precision, config=job.config.with_preset(memory))
-            if fitting.has_room(moved):
+            if fitting.has_room(moved, ("train",)):
                 minutes = stage_needs.train(moved).minutes
                 found.append(Elsewhere(gpu, minutes, costs.of(gpu, minutes or 0.0), True))
                 break
         else:
             found.append(Elsewhere(gpu, None, (), False))
     return tuple(found)
-
-
-def _job(found: Plan) -> Job:
-    precision, _ = found.machine.precision(found.config.mixed_precision)
-    return Job(found.config, found.pictures, found.machine, precision, coefficients.of(found.config.pretrained_model))
 
 
 def _warnings(job: Job, misfits: tuple[fitting.Misfit, ...]) -> tuple[Caution, ...]:
@@ -340,7 +377,8 @@ def _warnings(job: Job, misfits: tuple[fitting.Misfit, ...]) -> tuple[Caution, .
     for stages, setting in ((fitting.TRAINING, "train_batch_size"), (DRAWING, "width")):
         short = [one for one in misfits if one.stage in stages]
         if short and job.model.is_counted:
-            warn(setting, fitting.sentence(short[0], machine, fitting.changes(job, stages)))
+            advised = fitting.changes(job, stages, short[0].memory)
+            warn(setting, fitting.sentence(short[0], machine, advised, is_sure=_is_sure(short[0], machine)))
     rate = config.learning_rate
     if config.optimizer == "prodigy" and rate < 0.1:
         warn(

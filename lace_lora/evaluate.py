@@ -129,7 +129,7 @@ def _unseen_of(settled: Settled, asked: Config) -> tuple[Config, bool]:
     """
     if settled.preset != "demo" or "unseen_dir" in asked.overridden:
         return settled.config, False
-    if "images_dir" in asked.overridden:
+    if not presets.draws_its_own(settled):
         return settled.config.model_copy(update={"unseen_dir": None}), False
     return settled.config, settled.config.unseen_dir is not None
 

@@ -13,6 +13,7 @@ SPARE = 0.95  # part of a memory that can be used; the rest is lost between bloc
 ADVISED = 3  # changes that are named
 MODES = ("none", "transformers", "full")
 TRAINING = ("encode pictures", "encode captions", "class pictures", "train", "sample")
+VRAM, RAM = "GPU memory", "memory (RAM)"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Misfit:
     """A stage that does not fit, into which memory, and how much that has; sizes in GiB."""
 
     stage: str
-    memory: str  # GPU memory, or memory (RAM)
+    memory: str  # VRAM or RAM
     needs_gb: float
     has_gb: float
 
@@ -49,41 +50,49 @@ def misfits(stages: Iterable[Stage], machine: Machine) -> list[Misfit]:
     found = []
     for stage in stages:
         if machine.gpu_name and 0 < machine.vram_gb * SPARE < stage.memory_gb:
-            found.append(Misfit(stage.name, "GPU memory", stage.memory_gb, machine.vram_gb))
+            found.append(Misfit(stage.name, VRAM, stage.memory_gb, machine.vram_gb))
         if 0 < machine.ram_gb * SPARE < stage.ram_gb:
-            found.append(Misfit(stage.name, "memory (RAM)", stage.ram_gb, machine.ram_gb))
+            found.append(Misfit(stage.name, RAM, stage.ram_gb, machine.ram_gb))
     return found
 
 
-def has_room(job: Job, names: Sequence[str] = ("train",)) -> bool:
-    """Whether the named stages fit."""
-    return not misfits((stage for stage in stage_needs.stages(job) if stage.name in names), job.machine)
+def has_room(job: Job, names: Sequence[str]) -> bool:
+    """Whether the named stages fit into the memory that they are computed in: the GPU's, or the computer's without one.
+
+    What the computer holds beside a GPU is no help in choosing: no setting of a training makes it less.
+    """
+    short = misfits((stage for stage in stage_needs.stages(job) if stage.name in names), job.machine)
+    return all(one.memory != _computed_in(job.machine) for one in short)
 
 
-def changes(job: Job, names: Sequence[str]) -> list[Change]:
+def changes(job: Job, names: Sequence[str], memory: str) -> list[Change]:
     """At most three changes with which the named stages would fit, each tried; the one that costs least first.
+
+    memory  the one that is short; the others must suffice too
 
     Single changes come first, then what they make together, last a larger GPU.
     """
-    found = [tried for settings, cost in _single(job) if (tried := _tried(job, names, settings, cost))]
+    short = _Short(job, tuple(names), memory)
+    found = [tried for settings, cost in _single(job) if (tried := short.tried(settings, cost))]
     together: dict[str, Any] = {}
-    for settings, _ in _single(job, _all_at_once=True):
+    for settings, _ in _single(job):
         if len(found) >= ADVISED:
             break
-        together |= settings
-        tried = _tried(job, names, dict(together), "together") if len(together) > 1 else None
+        together |= settings  # of two checkpointing modes the later one, which saves more
+        tried = short.tried(dict(together), "together") if len(together) > 1 else None
         if tried and all(tried.settings != one.settings for one in found):
             found.append(tried)
-    larger = _on_larger(job, names) if len(found) < ADVISED else None
+    larger = short.on_larger() if len(found) < ADVISED and memory == VRAM else None
     return [*found, *([larger] if larger else [])][:ADVISED]
 
 
-def sentence(misfit: Misfit, machine: Machine, advised: Sequence[Change]) -> str:
-    """What does not fit, and what would."""
+def sentence(misfit: Misfit, machine: Machine, advised: Sequence[Change], is_sure: bool = True) -> str:
+    """What does not fit, or may not, and what would."""
     what = "Training" if misfit.stage in TRAINING else "Drawing designs"
-    where = machine.gpu_name if misfit.memory == "GPU memory" else "this computer"
+    verdict = "would not fit" if is_sure else "may not fit"
+    where = machine.gpu_name if misfit.memory == VRAM else "this computer"
     first = (
-        f"{what} would not fit: the stage “{misfit.stage}” needs {misfit.needs_gb:.1f} GB of {misfit.memory}, and "
+        f"{what} {verdict}: the stage “{misfit.stage}” needs {misfit.needs_gb:.1f} GB of {misfit.memory}, and "
         f"{where} has {misfit.has_gb:.1f} GB."
     )
     if not advised:
@@ -95,7 +104,11 @@ def sentence(misfit: Misfit, machine: Machine, advised: Sequence[Change]) -> str
 # -- inside --
 
 
-def _single(job: Job, _all_at_once: bool = False) -> Iterator[tuple[dict[str, Any], str]]:
+def _computed_in(machine: Machine) -> str:
+    return VRAM if machine.gpu_name else RAM
+
+
+def _single(job: Job) -> Iterator[tuple[dict[str, Any], str]]:
     """Changes in the order of what they cost: nothing, time, precision, then what is learnt or seen."""
     config, native = job.config, 128 * job.model.px_a_cell
     batch, batches = int(config.train_batch_size), int(config.gradient_accumulation_steps)
@@ -107,8 +120,7 @@ def _single(job: Job, _all_at_once: bool = False) -> Iterator[tuple[dict[str, An
         yield {"mixed_precision": half}, "half the memory, and faster on a GPU"
     at = MODES.index(str(config.gradient_checkpointing))
     for mode in MODES[at + 1 :]:
-        if not _all_at_once or mode == "full":
-            yield {"gradient_checkpointing": mode}, _slower(job, mode)
+        yield {"gradient_checkpointing": mode}, _slower(job, mode)
     if config.sample_every:
         yield {"sample_every": 0}, "no sample pictures while training"
     if config.quantization != "nf4" and job.machine.gpu_name:
@@ -133,26 +145,32 @@ def _slower(job: Job, mode: str) -> str:
     return f"{stage_needs.picture_flop(other) / stage_needs.picture_flop(job) - 1:.0%} more work a step"
 
 
-def _tried(job: Job, names: Sequence[str], settings: dict[str, Any], cost: str) -> Change | None:
-    """The change, where every named stage fits with it."""
-    config = job.config.with_preset(settings)
-    precision, _ = job.machine.precision(config.mixed_precision)
-    return _proof(replace(job, config=config, precision=precision), names, settings, cost)
+@dataclass(frozen=True)
+class _Short:
+    """Stages of a job that do not fit, and the memory that is short."""
 
+    job: Job
+    names: tuple[str, ...]
+    memory: str
 
-def _on_larger(job: Job, names: Sequence[str]) -> Change | None:
-    """The same settings on the smallest GPU that holds them."""
-    needs = max(stage.memory_gb for stage in stage_needs.stages(job) if stage.name in names)
-    gpu = throughput.larger(needs / SPARE, job.machine.vram_gb)
-    if gpu is None:
-        return None
-    return _proof(replace(job, machine=throughput.machine(gpu)), names, {}, f"another GPU, such as {gpu}")
+    def tried(self, settings: dict[str, Any], cost: str) -> Change | None:
+        """The change, where every named stage fits with it."""
+        config = self.job.config.with_preset(settings)
+        precision, _ = self.job.machine.precision(config.mixed_precision)
+        return self._proof(replace(self.job, config=config, precision=precision), settings, cost)
 
+    def on_larger(self) -> Change | None:
+        """The same settings on the smallest GPU that holds them."""
+        needs = max(stage.memory_gb for stage in stage_needs.stages(self.job) if stage.name in self.names)
+        gpu = throughput.larger(needs / SPARE, self.job.machine.vram_gb)
+        if gpu is None:
+            return None
+        return self._proof(replace(self.job, machine=throughput.machine(gpu)), {}, f"another GPU, such as {gpu}")
 
-def _proof(job: Job, names: Sequence[str], settings: dict[str, Any], cost: str) -> Change | None:
-    chosen = [stage for stage in stage_needs.stages(job) if stage.name in names]
-    if misfits(chosen, job.machine):
-        return None
-    has_gpu = job.machine.gpu_name is not None
-    needs = max(stage.memory_gb if has_gpu else stage.ram_gb for stage in chosen)
-    return Change(settings, cost, needs, job.machine.vram_gb if has_gpu else job.machine.ram_gb)
+    def _proof(self, job: Job, settings: dict[str, Any], cost: str) -> Change | None:
+        chosen = [stage for stage in stage_needs.stages(job) if stage.name in self.names]
+        if misfits(chosen, job.machine):
+            return None
+        if self.memory == VRAM:
+            return Change(settings, cost, max(stage.memory_gb for stage in chosen), job.machine.vram_gb)
+        return Change(settings, cost, max(stage.ram_gb for stage in chosen), job.machine.ram_gb)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import estimate, finishing, presets, production, sheet, stages, stopping, wanted
+from lace_lora import estimate, figures, finishing, presets, production, sheet, stages, stopping, wanted
 from lace_lora import order as orders
 from lace_lora.batches import batch_size, in_batches, texts_of
 from lace_lora.config import Config
@@ -65,15 +65,15 @@ def run(
     settled = presets.settle(config, machine)
     if settled.banner:
         say(settled.banner)
-    estimate.check_drawing(settled.config, machine)
     own_shelf = Shelf.of(machine, say) if shelf is None else None
     order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
+    planned, watch = estimate.check_drawing(_as_drawn(settled.config, order), machine), figures.Watch()
     stop, lacked = stopping.Stop(), False
     with order.workplace.locked(order.shard, say):
         order.workplace.bring()
         try:
             with stopping.on_request(say, "Stopping after this batch; stop again to stop at once.") as stop:
-                lacked = _made(order, stop, say, show)
+                lacked = _made(order, stop, say, show, watch)
         except KeyboardInterrupt:  # the second request, or one where Python delivers no signals
             stop.asked = True
             say("Stopped at once; the batch in hand is lost.")
@@ -81,10 +81,22 @@ def run(
             if own_shelf is not None:
                 own_shelf.give_back()
         is_whole = _ended(order, stop, lacked, say)
+        sizes = {(one.width, one.height) for one in order.pictures}
+        figures.keep_drawing(planned, watch, order.base_model, sizes)
         return _delivered(order, is_whole, stop, say)
 
 
-def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None) -> bool:
+def _as_drawn(config: Config, order: Order) -> Config:
+    """The settings with the base model and the largest size of the order: both may be the LoRA's, not the config's."""
+    width, height = max(((one.width, one.height) for one in order.pictures), key=lambda size: size[0] * size[1])
+    drawn = {"pretrained_model": order.base_model, "refiner_model": order.refiner_model}
+    refine = config.refine if order.refining else "none"
+    return config.with_preset(drawn | {"width": width, "height": height, "refine": refine})
+
+
+def _made(
+    order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None, watch: figures.Watch
+) -> bool:
     """All that this process is to make; returns whether there was anything to make in the sheet."""
     sheet.mend(order.folder, order.shard)
     finished = sheet.read_finished(order.folder, order.pictures)
@@ -99,7 +111,7 @@ def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generatio
 
     # Every stage for all that is missing, a group of batches at a time.
     for group in production.groups(order, finished):
-        for generation in production.make(order, group, finished, stop, say):
+        for generation in production.make(order, group, finished, stop, say, watch):
             finished[generation.index] = generation
             if show is not None:
                 show(generation)

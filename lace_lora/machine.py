@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Machine:
     free_disk_gb: float
     cpu_cores: int
     gpu_count: int = 1  # of the kind that is named, where one is
+    cpu_name: str = ""  # of the processor, as the system gives it
 
     @classmethod
     def here(cls, drive_mount_path: str = "/content/drive", disk: str | Path | None = None) -> "Machine":
@@ -62,6 +64,7 @@ class Machine:
             free_disk_gb=shutil.disk_usage(_nearest_folder(Path(disk or models_folder()))).free / GIB,
             cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             gpu_count=gpu_count,
+            cpu_name=_cpu_name(),
         )
 
     @property
@@ -154,6 +157,16 @@ def _gpu() -> tuple[str | None, float, tuple[int, int], int]:
     except (ImportError, RuntimeError):
         pass  # a driver without a usable device is a machine without a GPU
     return None, 0.0, (0, 0), 0
+
+
+def _cpu_name() -> str:
+    """The processor's name; "" where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    told = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return told or platform.processor() or platform.machine()
 
 
 def _has_module(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, batch_command, config_text, options, plan_command
+from lace_lora import __version__, batch_command, config_text, options, plan_command, selftest_command
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
@@ -108,7 +108,7 @@ def check(config: Config) -> None:
     from lace_lora import check as room
     from lace_lora import counting
 
-    settled = _planned(config).config
+    settled = _looked_at(config)
     tell: Callable[[int], None] | None = None
 
     def progress(done: int, total: int) -> None:
@@ -137,7 +137,7 @@ def annotate(config: Config, overwrite: bool, mend: bool) -> None:
     from lace_lora import annotate as room
     from lace_lora import machine
 
-    settled = _planned(config).config
+    settled = _looked_at(config)
     here = machine.Machine.here(settled.drive_mount_path)
     captioner = room.captioner_of(settled, here, _say)
     path = room.run(settled, captioner=captioner, overwrite=overwrite, mend=mend, say=_say)
@@ -168,7 +168,7 @@ def export_captions(
     from lace_lora import annotate, caption_export
 
     settings = declared.load(*(config_files or declared.found()), images_dir=images_dir)
-    settled = _planned(settings).config
+    settled = _looked_at(settings)
     names = annotate.planned(settled, _say)
     written = caption_export.write(settled.images_dir, names, kind, to=to, say=_say)
     print(f"{len(names)} pictures with captions: {written}")
@@ -178,6 +178,12 @@ def export_captions(
 def plan(config: Config, json: bool, compare: list[str], gpu: str | None) -> None:
     """Say what will run, what every stage needs, how long it takes and what it costs, before anything is downloaded."""
     plan_command.run(config, json, compare, gpu, lambda: _planned(config))
+
+
+@verb("selftest", {}, selftest_command.TEXTS)
+def selftest(config: Config, json: list[str] | None) -> None:
+    """Try the whole job on this machine in a few steps: encode, train, be killed, resume, draw; say what works."""
+    selftest_command.run(config, json, _say)
 
 
 @verb("train")
@@ -346,6 +352,13 @@ def _open(config: Config) -> Config:
     if settled.banner:
         print(banner.framed(settled.banner), file=sys.stderr)
     return settled.config
+
+
+def _looked_at(config: Config) -> Config:
+    from lace_lora import estimate
+
+    _open(config)
+    return estimate.for_looking(config, say=_say)
 
 
 def _planned(config: Config) -> "Plan":

@@ -47,7 +47,7 @@ def mount_drive(drive_mount_path: str) -> str:
     Raises MachineError with what to do when Colab refuses.
     """
     if not machine.in_colab():
-        return "This is not Colab, so there is no Drive to mount: the folders above are taken as they stand."
+        return "This is not Colab, so there is no Drive to mount."
     if not has_front_end() and not machine.drive_is_mounted(drive_mount_path):
         return f"Nobody is here to allow access to Drive, so it is not mounted at {drive_mount_path}."
     return colab.mount_drive(drive_mount_path)[1]

@@ -45,7 +45,9 @@ class OwnFile:
         try:
             self._write(text.encode("utf-8"))
         except PicturesError as error:
-            raise self._put_down(text, error) from error
+            if told := self._put_down(text, error):
+                raise told from error
+            raise
         if self._spare is not None:
             with suppress(OSError):
                 self._spare.unlink(missing_ok=True)
@@ -65,14 +67,14 @@ class OwnFile:
             write_bytes(self.path, data)
             self._own = data
 
-    def _put_down(self, text: str, error: PicturesError) -> PicturesError:
-        """The error, with where the content is now."""
+    def _put_down(self, text: str, error: PicturesError) -> PicturesError | None:
+        """The error with where the content is now, if it could be put down anywhere."""
         if self._spare is None:
-            return error
+            return None
         try:
             write_bytes(self._spare, text.encode("utf-8"))
         except LaceError:
-            return error
+            return None
         return PicturesError(
             f"{error} All of it is kept in {printable(self._spare)} on this machine until it can be written: do not "
             "close this session before, or download that file."

@@ -13,13 +13,20 @@ from lace_lora.local_copies import Say, is_on_drive
 
 
 def make(config: Config, say: Say) -> None:
+    """Make what is missing as `made` does. Raises PicturesError where images_dir is made, because it is empty then."""
+    if empty := made(config, say):
+        raise PicturesError(empty)
+
+
+def made(config: Config, say: Say) -> str:
     """Make images_dir and lora_output_dir where they are missing, if make_folders is on; say which.
 
-    Raises PicturesError where images_dir is made, because it is empty then: it tells how photographs come into it;
-    MachineError where they lie on a Drive that is not mounted; RunError where they cannot be made.
+    returns  where images_dir is made, and so empty, a sentence on how photographs come into it; else nothing
+
+    Raises MachineError where they lie on a Drive that is not mounted, RunError where they cannot be made.
     """
     if not config.make_folders:
-        return
+        return ""
     folders = {name: Path(getattr(config, name)).expanduser() for name in ("lora_output_dir", "images_dir")}
     missing = {name: folder for name, folder in folders.items() if not folder.is_dir()}
     for name, folder in missing.items():
@@ -31,8 +38,9 @@ def make(config: Config, say: Say) -> None:
                 f"{name} {printable(folder)} cannot be made ({error.strerror or error}). Choose another folder."
             ) from error
         say(f"made      the folder {printable(folder)}, which was missing")
-    if "images_dir" in missing:
-        raise PicturesError(f"{printable(folders['images_dir'])} is made now and empty. {_how(config)}")
+    return (
+        f"{printable(folders['images_dir'])} is made now and empty. {_how(config)}" if "images_dir" in missing else ""
+    )
 
 
 def check_drive(name: str, folder: Path, drive_mount_path: str) -> None:

@@ -61,7 +61,7 @@ def compared(config: Config, names: Sequence[str], gpu: str | None) -> dict[str,
 
 def elsewhere(config: Config, gpu: str | None) -> "Plan":
     """The plan for a machine with that GPU, or for this one; pictures are counted where there are any, else 250."""
-    from lace_lora import estimate, presets, throughput
+    from lace_lora import estimate, experience, presets, throughput
     from lace_lora.data_utils import count_pictures
     from lace_lora.machine import Machine
 
@@ -72,4 +72,5 @@ def elsewhere(config: Config, gpu: str | None) -> "Plan":
         pictures = count_pictures(settled.config.images_dir, set(settled.config.image_types))
     except PicturesError:
         pictures = USUAL_PICTURES
-    return estimate.plan(settled, machine, pictures)
+    known = experience.read(settled.config.cache_dir, machine, settled.config.lora_output_dir)
+    return estimate.plan(settled, machine, pictures, known)

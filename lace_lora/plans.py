@@ -1,14 +1,16 @@
 """A plan as a value: what will run, what every stage takes, what it costs, and the words in which doors print it."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from lace_lora import costs, fitting, stage_needs, throughput
+from lace_lora import coefficients, costs, fitting, stage_needs, throughput
 from lace_lora.config import Config
+from lace_lora.experience import NOTHING, Experience
 from lace_lora.fitting import Misfit
 from lace_lora.machine import Machine
-from lace_lora.stage_needs import Stage
+from lace_lora.stage_needs import Job, Stage
+from lace_lora.throughput import Speed
 
 GIB = 1024**3
 REASONS_SHOWN = 9  # of the choices, so that a plan stays a page that is read
@@ -74,6 +76,25 @@ class Plan:
     downloads: tuple[tuple[str, float], ...] = ()  # models to be fetched, GiB
     remarks: tuple[str, ...] = ()  # what costs memory or time, a sentence each
     elsewhere: tuple[Elsewhere, ...] = ()
+    known: Experience = field(default=NOTHING, repr=False)  # what earlier runs on this machine took
+
+    @property
+    def job(self) -> Job:
+        """What decides the stages."""
+        precision, _ = self.machine.precision(self.config.mixed_precision)
+        model = coefficients.of(self.config.pretrained_model)
+        return Job(self.config, self.pictures, self.machine, precision, model, self.known)
+
+    @property
+    def speed(self) -> Speed | None:
+        """How fast the machine is, where that is known."""
+        return self.known.speed(self.machine)
+
+    @property
+    def time_is(self) -> str:
+        """How the training's time is known: measured on your last run, measured, or estimated."""
+        source = self.stage("train").source if self.stages else throughput.ESTIMATED
+        return {throughput.ESTIMATED: "estimated"}.get(source, source if "your" in source else "measured")
 
     @property
     def fits(self) -> bool:
@@ -120,24 +141,24 @@ class Plan:
     @property
     def prices(self) -> tuple[costs.Price, ...]:
         """C15: what the whole job costs on this kind of machine, by offer."""
-        speed = throughput.of(self.machine)
-        if speed is None or self.total_minutes is None:
+        if self.total_minutes is None:
             return ()
-        return costs.of(speed.name if self.machine.gpu_name else None, self.total_minutes)
+        gpu = self.machine.gpu_name
+        return costs.of(throughput.name_of(gpu, self.machine.vram_gb) if gpu else None, self.total_minutes)
 
     def stage(self, name: str) -> Stage:
         """One stage by name. Raises KeyError where the job has none of that name."""
         return {stage.name: stage for stage in self.stages}[name]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for other programs; sizes in GiB, times in minutes."""
-        speed = throughput.of(self.machine)
+        """Everything, for other programs; sizes in GiB, times in minutes, but for the stages' seconds."""
+        speed = self.speed
         return {
             "preset": self.preset, "machine": dataclasses.asdict(self.machine), "precision": self.precision,
             "pictures": self.pictures, "epochs": self.epochs, "fits": self.fits, "vram_gb": self.vram_gb,
             "ram_gb": self.ram_gb, "disk_gb": self.disk_gb, "encoded_gb": self.encoded_gb,
             "download_gb": self.download_gb, "minutes": self.minutes, "total_minutes": self.total_minutes,
-            "speed_is": speed.source if speed else "not known", "prices_as_of": costs.as_of(),
+            "time_is": self.time_is, "speed_is": speed.source if speed else "not known", "prices_as_of": costs.as_of(),
             "stages": [dataclasses.asdict(one) | {"memory_gb": one.memory_gb} for one in self.stages],
             "misfits": [dataclasses.asdict(one) for one in self.misfits],
             "prices": [dataclasses.asdict(one) for one in self.prices],
@@ -149,7 +170,6 @@ class Plan:
 
     def table(self) -> str:
         """Every stage in a row, aligned."""
-        speed = throughput.of(self.machine)
         rows = [("stage", "TFLOP", "GPU GB" if self.machine.gpu_name else "—", "RAM GB", "disk GB", "time")]
         for one in self.stages:
             gpu = f"{one.memory_gb:.1f}" if self.machine.gpu_name else "—"
@@ -158,8 +178,10 @@ class Plan:
         wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(f"{one:<{wide[0]}}" if not at else f"{one:>{wide[at]}}" for at, one in enumerate(row))
                  for row in rows]  # fmt: skip
-        source = "a speed that is not known" if speed is None else f"speed {speed.source}"
-        return "\n".join([*lines, f"Times by {source}; without fetching and loading models."])
+        sources = dict.fromkeys(stage.source for stage in self.stages)
+        names = {source: [one.name for one in self.stages if one.source == source] for source in sources}
+        told = [f"{source}: {', '.join(stages)}" for source, stages in names.items()] if len(names) > 1 else [*sources]
+        return "\n".join([*lines, f"Times, without fetching and loading models: {'; '.join(told)}."])
 
     def __str__(self) -> str:
         """The plan on one page, as doors print it; `table` has every stage."""
@@ -211,13 +233,11 @@ class Plan:
     def _time_words(self) -> str:
         if self.minutes is None or self.total_minutes is None:
             return "not known for this machine"
-        speed = throughput.of(self.machine)
-        known = "measured" if speed and speed.is_measured else "estimated"
         drawing = sum(one.minutes or 0 for one in self.stages if one.name in ("generate", "refine", "decode"))
         before = self.total_minutes - self.minutes - drawing
         price = f"; all of it {self.prices[0]}" if self.prices and self.machine.is_colab else ""
         return (
-            f"{_about(self.minutes)} to train ({known}), {time(before)} before and beside it, "
+            f"{_about(self.minutes)} to train ({self.time_is}), {time(before)} before and beside it, "
             f"{time(drawing)} for {self.config.num_images} designs{price}"
         )
 

@@ -4,7 +4,7 @@ import os
 import platform
 from pathlib import Path
 
-from lace_lora import colab, data_utils, demo, estimate, install
+from lace_lora import colab, data_utils, demo, estimate, install, own_folders, presets
 from lace_lora.config import Config
 from lace_lora.errors import LaceError
 from lace_lora.families import folders
@@ -127,7 +127,7 @@ def _has_token() -> bool:
 
 def _photographs(settled: Settled) -> Row:
     config = settled.config
-    if settled.preset == "demo" and not Path(config.images_dir).exists():
+    if presets.draws_its_own(settled) and not Path(config.images_dir).exists():
         return "photographs", f"drawn by program on first use, in {config.images_dir}", True, ""
     try:
         count = data_utils.count_pictures(config.images_dir, set(config.image_types))
@@ -137,13 +137,19 @@ def _photographs(settled: Settled) -> Row:
 
 
 def _output(config: Config) -> Row:
-    folder = Path(config.lora_output_dir).expanduser()
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if os.access(parent, os.W_OK):
+    if not own_folders.is_away(Path(config.lora_output_dir), config.drive_mount_path) and _can_write(
+        config.lora_output_dir
+    ):
         return "results", config.lora_output_dir, True, ""
-    return (
-        "results",
-        config.lora_output_dir,
-        False,
-        "Choose another lora_output_dir, or mount Drive first: nothing can be written there.",
-    )
+    advice = "Choose another lora_output_dir, or mount Drive first: nothing can be written there."
+    return "results", config.lora_output_dir, False, advice
+
+
+def _can_write(folder: str) -> bool:
+    """Whether a folder can be written, or made."""
+    path = Path(folder).expanduser()
+    try:
+        parent = next(one for one in (path, *path.absolute().parents) if one.exists())
+    except OSError:  # a Drive that has dropped
+        return False
+    return os.access(parent, os.W_OK)

@@ -96,7 +96,9 @@ def choose(config: Config, machine: Machine) -> tuple[str, str]:
 def settle(config: Config, machine: Machine) -> Settled:
     """Apply the preset below what was given: default < preset < config.yaml < override.
 
-    The demo is the exception: it brings its own model, pictures and sizes, so only explicit overrides beat it.
+    The demo is the exception: it brings its own model, pictures and sizes, so only explicit overrides beat it. Where it
+    was not asked for, a person's own photographs are kept all the same: they can be looked at and captioned without a
+    GPU, and a rehearsal on them tells her more than one on drawn lace.
     """
     name, why = choose(config, machine)
     if name == "none":
@@ -108,6 +110,8 @@ def settle(config: Config, machine: Machine) -> Settled:
             "Choose preset auto, which takes the one for SDXL that suits this machine."
         )
     kept = config.overridden if name == "demo" else config.given
+    if name == "demo" and config.preset == "auto" and _is_folder(config.images_dir):
+        kept |= {"images_dir"}
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
     reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
@@ -115,3 +119,15 @@ def settle(config: Config, machine: Machine) -> Settled:
     pictures = OWN.format(resolution=filled.resolution) if "images_dir" in kept else DRAWN
     banner = DEMO_BANNER.format(pictures=pictures) if name == "demo" and was_chosen else ""
     return Settled(filled, name, why, reasons, banner, machine)
+
+
+def draws_its_own(settled: Settled) -> bool:
+    """Whether the pictures are those that the demo draws by program, and not a person's photographs."""
+    return settled.preset == "demo" and "images_dir" in settled.reasons
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except OSError:  # a Drive that has dropped
+        return False

@@ -15,6 +15,7 @@ from lace_lora import between_stages, counting, repeats, sheet, stages, stopping
 from lace_lora.batches import Batch, texts_of
 from lace_lora.between_stages import Pictures
 from lace_lora.errors import RunError
+from lace_lora.figures import Watch
 from lace_lora.mishaps import OutOfMemory
 from lace_lora.order import Order
 from lace_lora.sheet import Generation
@@ -42,9 +43,18 @@ def groups(order: Order, finished: Collection[int]) -> Iterator[list[Pictures]]:
 
 
 def make(
-    order: Order, group: Sequence[Pictures], finished: Collection[int], stop: stopping.Stop, say: Say
+    order: Order,
+    group: Sequence[Pictures],
+    finished: Collection[int],
+    stop: stopping.Stop,
+    say: Say,
+    watch: Watch | None = None,
 ) -> Iterator[Generation]:
-    """One group of batches through all stages: encode, draw, refine, decode; what a stage left before is taken up."""
+    """One group of batches through all stages: encode, draw, refine, decode; what a stage left before is taken up.
+
+    watch  notes what the stages take
+    """
+    watch = watch or Watch()
     to_draw = _waiting(order, group, DRAWN)
     _encode_start(order, to_draw)
     to_refine = _waiting(order, group, REFINED) if order.refining else []
@@ -53,12 +63,12 @@ def make(
     ways = [told] if not order.lora.changes_text else [told[: len(to_draw)], told[len(to_draw) :]]
     words = [_read(order, batches, place == 0) for place, batches in enumerate(ways) if batches or place == 0]
     if to_draw:
-        _draw(order, to_draw, words[0], stop, say)
+        _draw(order, to_draw, words[0], stop, say, watch)
     if to_refine and not stop.asked:  # in the pieces in which they are by now
-        _refine(order, _waiting(order, group, REFINED), words[-1], stop, say)
+        _refine(order, _waiting(order, group, REFINED), words[-1], stop, say, watch)
     del words
     if not stop.asked:
-        yield from _decode(order, group, finished, stop, say)
+        yield from _decode(order, group, finished, stop, say, watch)
     if not stop.asked:
         for stage in (DRAWN, REFINED):
             for batch in group:
@@ -102,18 +112,21 @@ def _read(order: Order, batches: list[Batch], with_lora: bool) -> stages.Words:
     )
 
 
-def _draw(order: Order, batches: Sequence[Pictures], words: stages.Words, stop: stopping.Stop, say: Say) -> None:
+def _draw(
+    order: Order, batches: Sequence[Pictures], words: stages.Words, stop: stopping.Stop, say: Say, watch: Watch
+) -> None:
     """Base UNet with the LoRA: every batch once, its latents kept on the disk."""
     tell = counting.lines(say, "drawn", sum(map(len, batches)))
 
     def drawing(waiting: Sequence[Pictures]) -> Iterator[stages.Drawn]:
         return stages.denoise(
-            order.base_model, stop.until(order.batch(batch) for batch in waiting), words, order.sampling,
+            order.base_model, watch.begins(stop.until(order.batch(batch) for batch in waiting)), words, order.sampling,
             refining=order.refining, lora=order.lora, lora_scale=order.lora_scale, dtype=order.dtype,
             device=order.device, shelf=order.shelf,
         )  # fmt: skip
 
     for batch, drawn in _halving(order, DRAWN, batches, drawing, say):
+        watch.made("generate", len(batch), len(batch))
         both = {"finished": drawn.finished_BCHW, "handed_over": drawn.handed_over_BCHW}
         for row, index in enumerate(batch):
             latents = {name: latents_BCHW[row] for name, latents_BCHW in both.items() if latents_BCHW is not None}
@@ -122,7 +135,9 @@ def _draw(order: Order, batches: Sequence[Pictures], words: stages.Words, stop: 
         tell(len(batch))
 
 
-def _refine(order: Order, batches: Sequence[Pictures], words: stages.Words, stop: stopping.Stop, say: Say) -> None:
+def _refine(
+    order: Order, batches: Sequence[Pictures], words: stages.Words, stop: stopping.Stop, say: Say, watch: Watch
+) -> None:
     """Refiner UNet: every batch once, its latents kept on the disk."""
     refining = order.refining
     assert refining is not None
@@ -138,11 +153,12 @@ def _refine(order: Order, batches: Sequence[Pictures], words: stages.Words, stop
             for batch in stop.until(waiting)
         )
         return stages.refine(
-            order.refiner_model, work, words, order.sampling, refining, base_model=order.base_model,
+            order.refiner_model, watch.begins(work), words, order.sampling, refining, base_model=order.base_model,
             dtype=order.dtype, device=order.device, shelf=order.shelf,
         )  # fmt: skip
 
     for batch, finished_BCHW in _halving(order, REFINED, batches, touching_up, say):
+        watch.made("refine", len(batch), len(batch))
         for row, index in enumerate(batch):
             between_stages.keep(order.folder, order.kept_as(REFINED), index, {"finished": finished_BCHW[row]})
         _hand_over(order, REFINED, batch)
@@ -180,7 +196,7 @@ def _halving(
 
 
 def _decode(
-    order: Order, group: Iterable[Pictures], finished: Collection[int], stop: stopping.Stop, say: Say
+    order: Order, group: Iterable[Pictures], finished: Collection[int], stop: stopping.Stop, say: Say, watch: Watch
 ) -> Iterator[Generation]:
     """VAE: both pictures of every one that is missing, written as they come."""
     missing = [index for batch in group for index in batch if index not in finished]
@@ -192,7 +208,7 @@ def _decode(
                 yield order.pictures[index].path.name, _left(order, REFINED, index)["finished"]
 
     images = stages.decode(
-        order.base_model, work(), device=order.device, dtype=order.dtype, vae_model=order.vae_model,
+        order.base_model, watch.begins(work()), device=order.device, dtype=order.dtype, vae_model=order.vae_model,
         repeat=order.sampling.repeat, shelf=order.shelf, say=say,
     )  # fmt: skip
     own = sum(map(len, order.batches))
@@ -201,7 +217,11 @@ def _decode(
         base = next(images, None)
         if base is None:  # somebody asked to stop
             return
-        refined = next(images) if order.refining is not None else None
+        watch.made("decode", 1, 1)
+        refined = None
+        if order.refining is not None:
+            refined = next(images)
+            watch.made("decode", 1, 0)  # of the same design
         repeat = order.sampling.repeat
         seam = None if repeat == "none" else round(repeats.seam_score(refined or base, repeat), 2)
         done = replace(order.pictures[index], seam=seam)

@@ -7,6 +7,7 @@ cell's own thread: a `display_id` would break nbval, and an update from another 
 import html
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -133,9 +134,10 @@ def training(run: RunFolder | None = None) -> "Callable[[Step], None]":
     def show(step: "Step") -> None:
         nonlocal drawn_at
         if run is not None and not rows:
-            rows.extend(row for row in checkpoint.read_json_lines(run.log) if row.get("step", 0) < step.number)
-            for number, paths in _samples(run, step.number):
-                add(number, paths)
+            with suppress(OSError):  # a Drive that does not answer costs no step
+                rows.extend(row for row in checkpoint.read_json_lines(run.log) if row.get("step", 0) < step.number)
+                for number, paths in _samples(run, step.number):
+                    add(number, paths)
         rows.append({"step": step.number, "loss": step.loss})
         recent = [row["loss"] for row in rows if "loss" in row][-20:]  # single losses jump with their timestep
         bar.move(step.number, step.total, f"loss {sum(recent) / len(recent):.3f}")

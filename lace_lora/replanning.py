@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lace_lora import costs, estimate, presets, throughput
+from lace_lora import costs, estimate, experience, presets, throughput
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures
 from lace_lora.errors import LaceError, ModelError, PicturesError
 from lace_lora.estimate import DRAWING, Caution, Plan
+from lace_lora.experience import Experience
 from lace_lora.machine import Machine
 from lace_lora.presets import Settled
 
@@ -65,14 +66,18 @@ def drawing(machine: Machine, base_model: str = "", resolution: int = 0) -> Call
 
     base_model, resolution  of the adapter (AdapterFacts), which draws with the model and at the size that it learnt
     """
+    known: Experience | None = None
     learnt = {
         name: value for name, value in {"pretrained_model": base_model, "resolution": resolution}.items() if value
     }
 
     def replan(config: Config) -> Drawing:
+        nonlocal known
         settled = presets.settle(config, machine)
+        if known is None:
+            known = experience.read(settled.config.cache_dir, machine, settled.config.lora_output_dir)
         as_learnt = Settled(settled.config.with_preset(learnt), settled.preset, settled.why, {})
-        return Drawing(settled, estimate.plan(as_learnt, machine, 1))  # its pictures do not matter for drawing
+        return Drawing(settled, estimate.plan(as_learnt, machine, 1, known))  # the pictures learnt do not matter here
 
     return replan
 
@@ -96,7 +101,7 @@ def replanner(first: Plan) -> Replan:
             looked_at, found = asked, _counted(settled)
         if isinstance(found, PicturesError):
             raise PicturesError(str(found))
-        return estimate.plan(settled, first.machine, found)
+        return estimate.plan(settled, first.machine, found, first.known)
 
     return replan
 
@@ -117,7 +122,7 @@ def plan_summary(plan: Plan) -> Rows:
     pictures_a_step = int(config.train_batch_size) * int(config.gradient_accumulation_steps)
     return [
         ("GPU memory", _memory(plan.machine, plan.vram_gb, plan.fits)),
-        ("time", _duration(plan.minutes)),
+        ("time", _duration(plan.minutes, plan.time_is)),
         *_cost(plan.machine, minutes),
         ("steps", f"{config.max_train_steps} of {pictures_a_step} pictures"),
         ("passes", f"{plan.epochs:.1f} over {plan.pictures} pictures at {config.resolution} px"),
@@ -130,13 +135,14 @@ def drawing_summary(found: Drawing) -> Rows:
     stages = [stage for stage in plan.stages if stage.name in DRAWING]
     seconds = [stage.seconds for stage in stages]
     minutes = None if None in seconds else sum(one for one in seconds if one is not None) / 60
+    time_is = "estimated" if throughput.ESTIMATED in [stage.source for stage in stages] else "measured"
     fits = not any(one.stage in DRAWING for one in plan.misfits)
     rows = [("GPU memory", _memory(plan.machine, max(stage.memory_gb for stage in stages), fits))]
     size = f"{config.width or config.resolution} × {config.height or config.resolution} px"
     if config.favourites_of or config.prompts_file:  # how many these are is not known before they are read
         return [*rows, ("designs", f"as many as {'favourites_of' if config.favourites_of else 'prompts_file'} names")]
     designs = ("designs", f"{config.num_images} of {size}")
-    return [*rows, ("time", _duration(minutes)), *_cost(plan.machine, minutes), designs]
+    return [*rows, ("time", _duration(minutes, time_is)), *_cost(plan.machine, minutes), designs]
 
 
 def _memory(machine: Machine, vram_gb: float, fits: bool) -> str:
@@ -149,26 +155,26 @@ def _memory(machine: Machine, vram_gb: float, fits: bool) -> str:
 
 def _cost(machine: Machine, minutes: float | None) -> Rows:
     """Colab's price, where this is Colab and has one."""
-    speed = throughput.of(machine)
-    if not machine.is_colab or machine.gpu_name is None or speed is None or minutes is None:
+    if not machine.is_colab or machine.gpu_name is None or minutes is None:
         return []
-    found = [price for price in costs.of(speed.name, minutes) if price.offer == "Colab"]
+    gpu = throughput.name_of(machine.gpu_name, machine.vram_gb)
+    found = [price for price in costs.of(gpu, minutes) if gpu and price.offer == "Colab"]
     return [("cost", f"{price} ({costs.as_of()})" if price.usd else str(price)) for price in found]
 
 
-def _duration(minutes: float | None) -> str:
+def _duration(minutes: float | None, time_is: str) -> str:
     if minutes is None:
         return "not known for this machine"
     if minutes < 1:
-        return "under a minute (estimated)"
+        return f"under a minute ({time_is})"
     hours, rest = divmod(round(minutes), 60)
-    return f"about {f'{hours} h {rest} min' if hours else f'{rest} min'} (estimated)"
+    return f"about {f'{hours} h {rest} min' if hours else f'{rest} min'} ({time_is})"
 
 
 def _counted(settled: presets.Settled) -> int | PicturesError:
     """How many pictures are to be learnt, or why they cannot be counted."""
     folder = settled.config.images_dir
-    if settled.preset == "demo" and "images_dir" in settled.reasons and not Path(folder).is_dir():
+    if presets.draws_its_own(settled) and not Path(folder).is_dir():
         return PicturesError(f"The demo's pictures are not drawn yet: {folder} is filled when the training begins.")
     try:
         return count_pictures(folder, set(settled.config.image_types))

@@ -4,14 +4,15 @@ Sizes are GiB. Everything a model takes comes from coefficients, everything a ma
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 from lace_lora import demo, throughput
 from lace_lora.coefficients import Coefficients
 from lace_lora.config import Config
+from lace_lora.experience import NOTHING, Experience, Figure
 from lace_lora.machine import Machine, Precision
-from lace_lora.throughput import Speed
+from lace_lora.throughput import Speed, Work
 
 GIB = 1024**3
 CUDA_GIB = 0.5  # context and workspace of CUDA and its libraries; not measured yet
@@ -27,6 +28,9 @@ OPTIMIZER_BYTES = {
 # Bytes read and written for a number of the base in NF4 each time that it is computed with.
 NF4_TRAFFIC = 4.5
 NUMBERS = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Stages that do the same work as one that is measured: a picture through the UNet, or through the VAE.
+SAME_WORK = {"class pictures": "generate", "sample": "generate", "encode pictures": "decode"}
+NOT_KNOWN = "not known"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Stage:
     workspace_gb: float = 0.0
     ram_gb: float = 0.0
     disk_gb: float = 0.0
+    work: Work = Work(0.0)
+    source: str = NOT_KNOWN  # of the seconds
 
     @property
     def memory_gb(self) -> float:
@@ -65,6 +71,7 @@ class Job:
     machine: Machine
     precision: Precision
     model: Coefficients
+    known: Experience = field(default=NOTHING, repr=False)  # what earlier runs took
 
     @property
     def width(self) -> int:
@@ -85,8 +92,29 @@ class Job:
 
     @property
     def speed(self) -> Speed | None:
-        """How fast the machine is."""
-        return throughput.of(self.machine)
+        """How fast the machine is, as its self-test found or as the table has it."""
+        return self.known.speed(self.machine)
+
+    def figure(self, stage: str) -> Figure | None:
+        """What the last run of a stage on this machine took, in this precision; None where there was none."""
+        stage = SAME_WORK.get(stage, stage)
+        is_training, config = stage == "train", self.config
+        return self.known.find(
+            stage, throughput.kind(self.machine), self.model.name, "fp32" if stage == "decode" else self.precision,
+            config.quantization if is_training else "none", detail(self, stage),
+        )  # fmt: skip
+
+
+def detail(job: Job, stage: str) -> str:
+    """What else a stage's pace depends on a little; a figure of the same detail is taken before others."""
+    config = job.config
+    if stage != "train":
+        return f"{job.design_cells} cells"
+    learnt = "with text" if learns_text(config) else "unet"
+    return (
+        f"{job.cells} cells, {config.lora_targets} r{config.rank}, {learnt}, batch {config.train_batch_size}, "
+        f"{config.gradient_checkpointing}"
+    )
 
 
 def stages(job: Job) -> tuple[Stage, ...]:
@@ -157,8 +185,16 @@ def train(job: Job) -> Stage:
         job, "train", tflop, passes=passes, share=int(config.num_processes), nf4_passes=passes,
         weights=_trained_weight_bytes(job), activations=activation_bytes(job),
         adapter=learnt * adapter_bytes_a_number(job), optimizer=learnt * optimizer_bytes_a_number(job),
-        disk=(2 + config.checkpoints_to_keep) * learnt * 12 + 2 * learnt * 4,
+        disk=(2 + config.checkpoints_to_keep) * checkpoint_bytes(job) + 2 * learnt * 4,
     )  # fmt: skip
+
+
+def checkpoint_bytes(job: Job) -> float:
+    """A checkpoint on the disk: the LoRA and what the optimizer keeps; as large as the last one of these settings."""
+    figure = job.figure("train")
+    if figure and figure.checkpoint_bytes and figure.detail == detail(job, "train"):
+        return figure.checkpoint_bytes
+    return learnt_numbers(job) * 12
 
 
 def training_gib(job: Job) -> float:
@@ -191,7 +227,9 @@ def activation_bytes(job: Job) -> float:
     )
     text_rank = config.rank if config.train_text_encoder else 0
     text = job.model.caption_step_bytes(text_rank, job.width) if learns_text(config) else 0.0
-    return int(config.train_batch_size) * (one + text)
+    share = job.known.activations_share(throughput.kind(job.machine), job.model.name, job.precision,
+                                        str(config.gradient_checkpointing))  # fmt: skip
+    return share * int(config.train_batch_size) * (one + text)
 
 
 def text_gib(job: Job) -> float:
@@ -312,13 +350,10 @@ def _stage(
     optimizer: float = 0.0, disk: float = 0.0, is_fp32: bool = False, share: int = 1, nf4_passes: float = 0.0,
 ) -> Stage:  # fmt: skip
     """A stage on this machine. share: of how many processes this one is; bytes are given, GiB come out."""
-    seconds, speed = None, job.speed
-    if speed is not None:
-        rate = speed.full_tflops if is_fp32 or job.width == 4 else speed.half_tflops
-        seconds = tflop / rate + passes * speed.seconds_a_pass
-        if job.config.quantization == "nf4" and nf4_passes:
-            seconds += nf4_passes * NF4_TRAFFIC * job.model.parameters("unet") / (speed.gb_s * 1e9)
-        seconds /= share
+    is_small = job.config.quantization == "nf4" and nf4_passes
+    nf4_gb = nf4_passes * NF4_TRAFFIC * job.model.parameters("unet") / 1e9 if is_small else 0.0
+    work = Work(tflop, passes, is_fp32 or job.width == 4, nf4_gb, share)
+    seconds, source = _seconds(job, name, work)
     has_gpu = job.machine.gpu_name is not None
     held = weights + adapter + optimizer + activations
     encoded = encoded_bytes(job) if name in ("encode pictures", "encode captions", "train", "sample") else 0.0
@@ -327,7 +362,20 @@ def _stage(
     return Stage(
         name, tflop, seconds, weights / GIB, activations / GIB, adapter / GIB, optimizer / GIB,
         CUDA_GIB if has_gpu else 0.0, PROGRAM_GIB[job.machine.device] + (passing + encoded) / GIB, disk / GIB,
+        work, source,
     )  # fmt: skip
+
+
+def _seconds(job: Job, name: str, work: Work) -> tuple[float | None, str]:
+    """How long work takes, and where that is known from: the table, corrected by what it said of the last run."""
+    speed, figure = job.speed, job.figure(name)
+    if speed is None and figure is None:
+        return None, NOT_KNOWN
+    if figure is None or not figure.seconds:
+        return (speed.seconds(work), speed.source) if speed else (None, NOT_KNOWN)
+    if speed is None:
+        return figure.seconds * work.tflop * figure.work.processes / (figure.work.tflop * work.processes), figure.source
+    return speed.seconds(work) * figure.seconds / speed.seconds(figure.work), figure.source
 
 
 def _largest_part(job: Job, name: str) -> float:

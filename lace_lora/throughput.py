@@ -21,6 +21,22 @@ ESTIMATED = "estimated from FLOPs"
 
 
 @dataclass(frozen=True)
+class Work:
+    """What takes time.
+
+    passes     of a network, each of which costs something beside its FLOPs
+    nf4_gb     of weights in 4 bits that are read and made wide again, GB of 10^9 bytes
+    processes  that share it
+    """
+
+    tflop: float
+    passes: float = 0.0
+    is_fp32: bool = False
+    nf4_gb: float = 0.0
+    processes: int = 1
+
+
+@dataclass(frozen=True)
 class Speed:
     """What a machine does a second, and where that is known from ("estimated from FLOPs", or how it was measured)."""
 
@@ -35,6 +51,12 @@ class Speed:
     def is_measured(self) -> bool:
         """Whether the row was measured, not worked out."""
         return self.source != ESTIMATED
+
+    def seconds(self, work: Work) -> float:
+        """How long work takes."""
+        rate = self.full_tflops if work.is_fp32 else self.half_tflops
+        whole = work.tflop / rate + work.passes * self.seconds_a_pass + work.nf4_gb / self.gb_s
+        return whole / work.processes
 
 
 @lru_cache(maxsize=1)
@@ -60,6 +82,13 @@ def name_of(gpu: str, vram_gb: float = 0.0) -> str | None:
     return min(fitting, key=lambda name: abs(table()["gpus"][name]["vram_gb"] - vram_gb)) if vram_gb else fitting[0]
 
 
+def kind(machine: Machine) -> str:
+    """What machines of one speed share: the GPU's row or name, or without one the processor and its cores."""
+    if machine.gpu_name is None:
+        return f"CPU, {machine.cpu_cores} cores, {machine.cpu_name or 'of no name'}"
+    return name_of(machine.gpu_name, machine.vram_gb) or machine.gpu_name
+
+
 def of(machine: Machine) -> Speed | None:
     """How fast a machine is, or None for a GPU that the table does not know."""
     if machine.gpu_name is None:
@@ -83,7 +112,8 @@ def machine(gpu: str, here: Machine | None = None) -> Machine:
     if gpu.casefold() in ("cpu", "none"):
         there = {name: getattr(here, name) for name in ("ram_gb", "free_disk_gb", "cpu_cores")} if here else {}
         return Machine(False, False, None, 0.0, (0, 0), there.get("ram_gb", 16.0), there.get("ram_gb", 16.0),
-                       there.get("free_disk_gb", 100.0), there.get("cpu_cores", 4))  # fmt: skip
+                       there.get("free_disk_gb", 100.0), there.get("cpu_cores", 4),
+                       cpu_name=here.cpu_name if here else "")  # fmt: skip
     known = {name.casefold(): name for name in names()}
     name = known.get(gpu.casefold()) or name_of(gpu)
     if name is None:

@@ -14,6 +14,8 @@ from lace_lora import (
     class_pictures,
     config_text,
     estimate,
+    experience,
+    figures,
     journal,
     launch,
     mirror,
@@ -123,10 +125,10 @@ def _run_here(
         for note in words_and_pictures.word_notes(settings, found):
             say(note)
         with together.first_alone():
-            encoded = _encoded(found, settings, dtype, device, say)
+            encoded = encode(found, settings, dtype, device, say)
             learnt, held_out = _apart(found, settings, folder, together, say)
             drawn = class_pictures.draw(settings, folder, dtype, device, say)
-            encoded_classes = _encoded(drawn, settings, dtype, device, say, is_learnt=False) if drawn else None
+            encoded_classes = encode(drawn, settings, dtype, device, say, is_learnt=False) if drawn else None
             wanted = samples.prepare(settings, dtype, device)
 
         # Resume: from the newest checkpoint that is whole.
@@ -150,11 +152,30 @@ def _run_here(
         )
         sitting.train(now, pictures, classes, start)
 
-        # Save: the adapter, also of a training that was stopped.
-        saved = sitting.finish(now)
+        # Save: the adapter, also of a training that was stopped; and what its steps took, for the next plan.
+        saved = _saved(plan, now, start)
     del parts, now
     sdxl.give_back_memory()
     return saved
+
+
+def _saved(plan: estimate.Plan, now: Sitting, start: int) -> Adapter:
+    """The adapter as it is, and in run.json what the steps since `start` took."""
+    _keep_figures(plan, now, start)
+    return sitting.finish(now)
+
+
+def _keep_figures(plan: estimate.Plan, now: Sitting, start: int) -> None:
+    """What this sitting's steps took, in run.json and below cache_dir; nothing where they were too few to tell."""
+    if now.done - start < figures.FEWEST_STEPS or not now.together.is_first:
+        return
+    newest, _ = checkpoint.newest(now.folder.checkpoints)
+    found = figures.of_training(
+        plan, now.record.seconds_a_step(), now.parts.checkpointing, sitting.peak_vram_gb(now.parts.device) or 0.0,
+        sum(path.stat().st_size for path in newest.iterdir()) if newest else 0,
+    )  # fmt: skip
+    now.record.facts["figures"] = experience.as_rows(found)
+    experience.keep(plan.config.cache_dir, found)
 
 
 def _apart(
@@ -191,7 +212,7 @@ def _is_over(record: Journal, settings: Config) -> bool:
     return record.is_finished and not (is_early and not settings.early_stopping_patience)
 
 
-def _encoded(
+def encode(
     examples: Sequence[Example], settings: Config, dtype: torch.dtype, device: str, say: Say, is_learnt: bool = True
 ) -> cache.Cache:
     """Pictures and captions through the cache; class pictures as they are, or mirrored."""

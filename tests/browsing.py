@@ -123,7 +123,8 @@ def lab(folder: Path) -> Iterator[str]:
     }  # fmt: skip
     more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     line = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.ip=127.0.0.1",
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+        "--ServerApp.ip=127.0.0.1",
         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'books'}", "--LabApp.extension_manager=readonly",
         "--ServerApp.disable_check_xsrf=True",
     ]  # fmt: skip
@@ -246,7 +247,7 @@ class Book:
         return self.cell(title).locator(".jp-InputPrompt").first.inner_text().strip() == RUNS
 
     def wait_for(self, title: str, says: str = "", seconds: float = SECONDS) -> str:
-        """Wait until a cell has ended, or says what matches a pattern; returns its words. Red text in any cell fails."""
+        """Wait until a cell has ended, or says what matches a pattern; returns its words. Red text anywhere fails."""
         words, prompt = self.output(title), self.cell(title).locator(".jp-InputPrompt").first
 
         def is_there() -> bool:

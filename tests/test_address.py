@@ -150,8 +150,7 @@ def test_in_a_notebook_that_is_a_sentence_without_a_traceback(tmp_path, monkeypa
     monkeypatch.setattr(shell, "_showtraceback", lambda kind, error, lines: shown.append(lines))
     code = cell(tmp_path).replace('find_spec("lace_lora")', 'find_spec("no_lace_lora")')
     assert not shell.run_cell(code).success
-    assert shown == [["Put lace_lora-….whl, whole and with its own name, into your Drive, allow access, and run this "
-                      "cell again."]]  # fmt: skip
+    assert shown == [["Put lace_lora-….whl, whole and with its own name, into Drive, and run this again."]]
 
 
 def test_drive_is_asked_for_once_and_only_in_colab(tmp_path):

@@ -24,7 +24,7 @@ IS_CLASSIC = ipywidgets.version_info[0] == 7 and any(
     one.metadata["Name"] == "notebook" and one.version.startswith("6.") for one in metadata.distributions()
 )
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.skipif(not IS_CLASSIC, reason="needs Notebook 6 and ipywidgets 7, as Colab has: make test-colab"),
 ]
 RUNS, RAN = "In [*]:", re.compile(r"In \[\d+\]:")

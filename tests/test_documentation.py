@@ -40,6 +40,7 @@ def test_every_command_runs_in_order_in_an_empty_folder(folder):
     assert len(list(sheet.glob("refined_output_*.png"))) == len(list(sheet.glob("base_result_*.png"))) == 4
     assert (sheet / "contact_sheet.png").is_file()
     assert "demo" in said["lace-lora runs --preset demo"]
+    assert "Everything passed." in said["lace-lora selftest --preset demo"]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

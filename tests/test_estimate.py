@@ -122,7 +122,10 @@ def test_checkpointing_is_chosen_only_where_memory_asks_for_it():
     small = dataclasses.replace(T4, gpu_name="Small", vram_gb=8.0)
     assert planned(small).config.gradient_checkpointing == "transformers"
     smaller = dataclasses.replace(T4, gpu_name="Smaller", vram_gb=6.8)
-    assert (planned(smaller).config.gradient_checkpointing, planned(smaller).config.quantization) == ("full", "none")
+    silent = planned(smaller, sample_every=0)
+    assert (silent.config.gradient_checkpointing, silent.config.quantization) == ("full", "none")
+    # Sample pictures need the VAE beside the base, so that the base must be small.
+    assert planned(smaller).config.quantization == "nf4" and planned(smaller).fits
     smallest = dataclasses.replace(T4, gpu_name="Smallest", vram_gb=5.0)
     assert planned(smallest).config.quantization == "nf4"
 
@@ -343,3 +346,32 @@ def test_preparing_the_demo_draws_its_pictures_with_their_captions(tmp_path, mon
 def test_a_missing_folder_of_pictures_has_its_sentence(tmp_path):
     with pytest.raises(PicturesError, match="nowhere"):
         estimate.prepare(config.load(preset="none", images_dir=str(tmp_path / "nowhere")), T4)
+
+
+@pytest.mark.parametrize("vram_gb", [6.0, 8.0, 10.0, 11.0, 12.0, 16.0, 24.0])
+@pytest.mark.parametrize("preset", ["auto", "lace-t4", "lace-t4-qlora", "fast", "consumer", "style-blocks"])
+def test_what_the_plan_chooses_by_itself_is_never_refused_by_it(preset, vram_gb):
+    """P29, D10: rows of samples that only a preset wishes are left out where they would not fit, and that is said."""
+    machine = dataclasses.replace(T4, vram_gb=vram_gb, ram_gb=32.0)
+    found = planned(machine, preset=preset, train_batch_size="auto", resolution="auto")
+    assert estimate.refusal(found) is None, str(found)
+    if preset == "lace-t4":
+        told = {one.setting: one.why for one in found.choices}
+        assert (found.config.sample_every == 0) == ("would not fit" in told["sample_every"]) == (vram_gb < 10)
+
+
+def test_rows_of_samples_that_a_person_asks_for_are_made_to_fit():
+    """P29: what is written wins, so memory is chosen for it."""
+    found = planned(dataclasses.replace(T4, vram_gb=8.0, ram_gb=32.0), sample_every=50)
+    assert found.config.sample_every == 50 and found.config.quantization == "nf4" and estimate.refusal(found) is None
+
+
+def test_a_memory_that_is_short_by_an_estimate_is_warned_of_and_by_a_count_refused():
+    """D10: what Python and CUDA's libraries hold of the computer's memory is an estimate; weights are counted."""
+    small = dataclasses.replace(T4, vram_gb=15.0, ram_gb=8.0)
+    found = planned(small)
+    assert estimate.refusal(found) is None
+    assert any("may not fit" in str(one) and "memory (RAM)" in str(one) for one in found.warnings)
+    assert found.config.quantization == "none", "another format of the base is no help against a small computer"
+    tiny = planned(dataclasses.replace(T4, vram_gb=15.0, ram_gb=4.0))
+    assert "would not fit" in estimate.refusal(tiny) and "another GPU" not in estimate.refusal(tiny)

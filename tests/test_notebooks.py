@@ -69,8 +69,10 @@ def test_cells_are_few_and_short_and_decide_nothing(name):
         assert len(cell.source.splitlines()) <= (20 if cell is parameters_of(BOOKS[name]) else 15), cell.source
         assert max(map(len, cell.source.splitlines())) <= 120
         nodes = list(ast.walk(ast.parse(cell.source)))
-        assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While | ast.For)]
-        if cell is not code[0]:
+        if cell is not code[0]:  # the install cell has nothing to call yet
+            assert not [
+                node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While | ast.For)
+            ]
             assert not [node for node in nodes if isinstance(node, ast.If | ast.Try)], "a cell decides something"
             assert not re.search(r"^\s*[!%]|input\(", cell.source, re.M)
 

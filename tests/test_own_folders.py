@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lace_lora import annotate, config, estimate, listing, own_folders, train
+from lace_lora import annotate, batch, config, estimate, listing, own_folders, train
 from lace_lora.errors import MachineError, PicturesError, RunError
+from tests.generated import ROOT
 
 
 @pytest.fixture
@@ -115,3 +116,13 @@ def test_a_name_that_is_nearly_there_is_asked_after_first(tmp_path):
     (tmp_path / "babanne-images").mkdir()
     with pytest.raises(PicturesError, match=r"Did you mean .*babanne-images\? Correct images_dir\. To have it made"):
         listing.folder_of(tmp_path / "babane-images")
+
+
+def test_notebook_01_makes_the_folders_and_shows_the_check_all_the_same(tmp_path):
+    """L2, P17: by papermill; the sentence on how photographs come in stands above the ticks."""
+    pytest.importorskip("papermill")
+    values = {"images_dir": str(tmp_path / "mine"), "lora_output_dir": str(tmp_path / "out"), "make_folders": True}
+    batch._execute(ROOT / "notebooks/01_set_up.ipynb", tmp_path / "01.ipynb", values)
+    assert (tmp_path / "mine").is_dir() and (tmp_path / "out").is_dir()
+    said = (tmp_path / "01.ipynb").read_text(encoding="utf-8")
+    assert "is made now and empty" in said and "✓ results" in said

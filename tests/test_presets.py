@@ -113,3 +113,26 @@ def test_a_preset_of_your_own_is_a_yaml_file(tmp_path):
     own.write_text("rank: 12\n")
     with pytest.raises(SettingsError, match="is no preset"):
         presets.settle(given(tmp_path, f"preset: {own}\n"), T4)
+
+
+def test_own_photographs_are_kept_where_the_demo_was_not_asked_for(tmp_path, monkeypatch):
+    """L2: without a GPU they can be looked at and captioned; a folder of the settings that is not there is not kept."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "config.yaml").write_text("images_dir: mine\n", encoding="utf-8")
+    own = presets.settle(config.load("config.yaml"), LAPTOP)
+    assert (own.preset, own.config.images_dir, presets.draws_its_own(own)) == ("demo", "mine", False)
+    assert "your photographs at 96 px" in own.banner
+    asked = presets.settle(config.load("config.yaml", preset="demo"), LAPTOP)
+    assert asked.config.images_dir == "demo_output/pictures" and presets.draws_its_own(asked)
+    (tmp_path / "mine").rmdir()
+    assert presets.draws_its_own(presets.settle(config.load("config.yaml"), LAPTOP))
+
+
+def test_own_photographs_are_judged_for_sdxl_also_without_a_gpu(lace_folder, monkeypatch):
+    """L1: at the miniature's 96 px none would be too small; the drawn ones are judged at what they are learnt at."""
+    monkeypatch.setattr(estimate.Machine, "here", classmethod(lambda cls, *_: LAPTOP))
+    monkeypatch.chdir(lace_folder.parent)
+    assert estimate.for_looking(config.load(images_dir=str(lace_folder)), say=print).resolution == 1024
+    assert estimate.for_looking(config.load(images_dir=str(lace_folder), resolution=768), say=print).resolution == 768
+    assert estimate.for_looking(config.load(preset="demo"), say=lambda _: None).resolution == 96

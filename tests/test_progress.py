@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from lace_lora import progress
+from lace_lora import notebook, progress
 from lace_lora.inference import Generation
 from lace_lora.run_folder import RunFolder
 from lace_lora.train import Step
@@ -142,6 +142,17 @@ def test_the_chart_and_the_samples_of_a_run_that_goes_on_begin_with_what_was_don
     assert "loss 0.250" in drawn[1].children[0].children[1].value and not drawn[1].children[2].children
 
 
+def test_a_drive_that_does_not_answer_costs_no_step(drawn, tmp_path, monkeypatch):
+    """L14: what was done before is then not shown."""
+
+    def gone(_):
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(progress.checkpoint, "read_json_lines", gone)
+    progress.training(RunFolder(tmp_path / "lace"))(step(21, 40))
+    assert drawn[0].children[0].children[1].value.startswith("step 21/40  loss 0.250")
+
+
 def test_the_gallery_fills_up_and_stays_light(drawn, tmp_path):
     """L6: forty noisy pictures, of which the newest are shown, each with a text."""
     show = progress.gallery(40)
@@ -153,5 +164,5 @@ def test_the_gallery_fills_up_and_stays_light(drawn, tmp_path):
     assert len(tiles) == progress.THUMBNAILS
     assert "<small>39</small>" in tiles[-1].value and "alt='design 39: a &lt;rosette&gt;'" in tiles[-1].value
     # Seen in a browser: a tooltip on a picture ends in a javascript error in ipywidgets 8.1.
-    assert not any(tile.tooltip for tile in tiles)
+    assert not any(getattr(tile, notebook.HOVER) for tile in tiles)
     assert sum(len(tile.value) for tile in tiles) < 300_000

@@ -1,8 +1,10 @@
 """What cannot fit is refused by the verbs themselves, before anything is written, loaded or fetched (D10)."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from lace_lora import config, inference, train
+from lace_lora import config, demo, inference, train
 from lace_lora.errors import MachineError
 from lace_lora.families import folders
 from lace_lora.machine import Machine
@@ -38,8 +40,26 @@ def test_a_person_who_knows_better_is_heard(on_a_t4, lace_folder, tmp_path):
         train.run(asked, say=lambda line: None)
 
 
-def test_designs_that_cannot_fit_are_refused(on_a_t4, tmp_path):
-    """D10."""
-    asked = config.load(lora_output_dir=str(tmp_path), width=4096, height=4096)
+def ordered(base_model, side):
+    """A sheet that was asked for, as far as the refusal looks at it."""
+    picture = SimpleNamespace(width=side, height=side)
+    return SimpleNamespace(
+        base_model=base_model,
+        refiner_model=demo.REFINER,
+        refining=None,
+        pictures=(picture,),
+        workplace=None,
+        shard=None,
+    )
+
+
+def test_designs_that_cannot_fit_are_refused_by_the_model_and_the_size_of_the_lora(on_a_t4, tmp_path, monkeypatch):
+    """D10: settings that name nothing of it; a LoRA for the miniature fits where SDXL would not."""
+    asked = config.load(lora_output_dir=str(tmp_path), preset="none")
+    sdxl = asked.pretrained_model
+    monkeypatch.setattr(inference.orders, "prepare", lambda *_: ordered(sdxl, 4096))
     with pytest.raises(MachineError, match="Drawing designs would not fit: the stage “decode”"):
+        inference.run(asked, say=lambda line: None)
+    monkeypatch.setattr(inference.orders, "prepare", lambda *_: ordered(demo.MODEL, 128))
+    with pytest.raises(AttributeError, match="locked"):  # it went on to draw
         inference.run(asked, say=lambda line: None)

@@ -14,7 +14,7 @@ from lace_lora.config import Config
 from lace_lora.losses import Pictures
 from lace_lora.run_folder import RunFolder
 
-CLOCK = ("seconds", "started", "updated", "seconds_per_step", "eta_seconds")
+CLOCK = ("seconds", "started", "updated", "seconds_per_step", "eta_seconds", "figures")
 
 
 def quietly(_: str) -> None:
@@ -74,7 +74,7 @@ def parts_and_pictures(settings: Config, dtype: torch.dtype = torch.float32) -> 
         settings = settings.model_copy(update={"gradient_checkpointing": "none"})
     made = parts.assemble(settings, dtype, "cpu", say=quietly)
     found = examples.read(settings, quietly)
-    encoded = train._encoded(found, settings, dtype, "cpu", quietly)
+    encoded = train.encode(found, settings, dtype, "cpu", quietly)
     return made, train._stream("pictures", encoded, settings, settings.dataset_repeats)
 
 

@@ -72,6 +72,20 @@ def model_folder(name: str) -> str:
     return str(_snapshot(name))
 
 
+def is_here(name: str) -> bool:
+    """Whether a model is on this machine, whole, so that nothing need be fetched."""
+    if name in ("lace-demo", "lace-demo-refiner") or Path(name).expanduser().is_dir():
+        return True
+    if not _HUB_NAME.fullmatch(name):
+        return False
+    from huggingface_hub import snapshot_download
+
+    try:
+        return not _missing_parts(Path(snapshot_download(name, local_files_only=True)))
+    except (OSError, ValueError):  # LocalEntryNotFoundError is both; nothing of it is here
+        return False
+
+
 def layout(model: str) -> Layout:
     """What the configs of a model's folder say about its sizes.
 

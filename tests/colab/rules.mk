@@ -12,25 +12,25 @@ COLAB_PIP := -m pip --disable-pip-version-check install --quiet
 
 test-colab: $(COLAB)/.test
 	@echo "== Running the tests with Colab's versions."
-	$(COLAB)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(COLAB)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile
 	@$(MAKE) --no-print-directory test-colab-rest
 
 # Files that between them use every interface of diffusers, transformers, peft, pillow, numpy, typer and ipywidgets.
 test-colab-short: $(COLAB)/.test
 	@echo "== Running the tests that touch the libraries, with Colab's versions."
-	$(COLAB)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile @tests/colab/short.txt
+	$(COLAB)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile @tests/colab/short.txt
 	@$(MAKE) --no-print-directory test-colab-rest
 
 test-colab-rest: $(COLAB)/.test
 	@echo "== Using the forms in classic Notebook 6 with ipywidgets 7."
-	$(COLAB)/bin/python -m pytest -m slow tests/test_browser_classic.py
+	$(COLAB)/bin/python -m pytest tests/test_browser_classic.py
 	@if [ -n "$(PYTHON313)" ]; then $(MAKE) --no-print-directory test-torch-free; \
 		else echo "== Skipped: no Python 3.13 here for the tests that need no torch (make PYTHON313=/path/to/python3.13)"; fi
 
 # Without an index: a test that would install something must not change what is looked at.
 test-torch-free: $(TORCH_FREE)/.test
 	@echo "== Running the tests that need no torch, on Colab's Python 3.13."
-	PIP_NO_INDEX=1 $(TORCH_FREE)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile @tests/colab/torch_free.txt
+	PIP_NO_INDEX=1 $(TORCH_FREE)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile @tests/colab/torch_free.txt
 
 $(COLAB)/.test: tests/colab/constraints.txt constraints.txt pyproject.toml
 	@echo "== Making $(COLAB): what Colab has, then Lace LoRA as it is installed there (a minute or two)."
