@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lace_lora import caption_files, caption_lint, captioners, data_utils, stopping, suggest
+from lace_lora import caption_files, caption_lint, captioners, clashes, data_utils, stopping, suggest
 from lace_lora.annotations import ANNOTATIONS, dataset_of, name_of
 from lace_lora.captioners import Captioner
 from lace_lora.check_report import CheckReport
 from lace_lora.config import Config
-from lace_lora.errors import LaceError, SettingsError
+from lace_lora.errors import LaceError
 from lace_lora.families import folders
 from lace_lora.file_names import slug
 from lace_lora.local_copies import is_on_drive
@@ -76,11 +76,7 @@ def _checked(settings: Config, say: Say) -> CheckReport:
 
 def check_words(settings: Config) -> None:
     """Raises SettingsError where the instance prompt lacks the concept token: all its pictures would lack it too."""
-    if settings.concept_token.casefold() not in settings.instance_prompt.casefold():
-        raise SettingsError(
-            f"instance_prompt {settings.instance_prompt!r} does not hold the concept token {settings.concept_token}. "
-            f"Write for example: a photo of {settings.concept_token}"
-        )
+    clashes.refuse(clashes.words(settings))
 
 
 def _suggested(

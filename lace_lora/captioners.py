@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from pydantic import SecretStr
 
-from lace_lora import colab
+from lace_lora import clashes, colab
 from lace_lora.captioner_http import DEFAULT_URL, KEY_NAME, QUESTION, Captioner, http_chat, http_plain
 from lace_lora.config import nearest
 from lace_lora.errors import MachineError, ModelError, SettingsError
@@ -69,11 +69,8 @@ def make(
         return local(model or LOCAL_MODELS[provider], device=device, dtype=dtype, prompt=prompt, say=say)
     if provider == "http_chat":
         return http_chat(url or DEFAULT_URL, model, key=find_key(), prompt=prompt)
-    if provider == "http_plain":
-        if not url:
-            raise SettingsError("captioner http_plain needs caption_url, the address that takes a picture.")
-        if prompt:
-            raise SettingsError("captioner http_plain sends no question: leave caption_prompt empty.")
+    clashes.refuse(clashes.captioner(provider, url, prompt))
+    if provider == "http_plain" and url:
         return http_plain(url, key=find_key())
     names = ", ".join(PROVIDERS)
     raise SettingsError(f"no captioner called {provider!r}{nearest(provider, PROVIDERS)} There are: {names}.")

@@ -1,14 +1,15 @@
 """A person's own defaults: values written into the settings file, of which every other line stays as it is."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lace_lora import clashes, config_text, places
 from lace_lora import config as declared
-from lace_lora import config_text, places
 from lace_lora.config import DRIVE_FILE, GROUPS, Config
 from lace_lora.declarations import group_of
 from lace_lora.errors import MachineError, PicturesError, SettingsError
@@ -19,28 +20,48 @@ NEW_FILE = "# My own settings of Lace LoRA. Every name that may stand here: lace
 BOM = "\ufeff"  # some editors on Windows begin a file with it
 
 
+@dataclass
+class _Sitting:
+    """A settings file, its text before the first save and after the last, and what was saved between."""
+
+    file: OwnFile
+    before: str
+    after: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+
+
 class Defaults:
     """A person's settings file through one sitting; what stood there before stays beside it as config.yaml.bak."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, OwnFile] = {}
+        self._sittings: dict[Path, _Sitting] = {}
         self._told: list[str] = []
 
-    def save(self, values: Mapping[str, Any], drive_mount_path: str) -> str:
+    def save(self, values: Mapping[str, Any], drive_mount_path: str, as_before: Iterable[str] = ()) -> str:
         """Write these settings into the file that notebooks read (see `place`); return what was written where.
 
         Every value is written, also one that equals the declared default: left out, it would be the preset's turn.
 
-        Raises SettingsError where the file cannot be read, changed or written, MachineError for a Drive that is not
-        mounted and for a full disk. Nothing is changed then.
+        as_before  names that were saved in this sitting and for which the file is to say again what it said before
+
+        Raises SettingsError where the file cannot be read, changed or written, or would hold settings that cannot work
+        together; MachineError for a Drive that is not mounted and for a full disk. Nothing is changed then.
         """
         path = place(drive_mount_path)
         self._told.clear()
         whole = path.resolve()
-        file = self._files.setdefault(whole, OwnFile(whole, self._told.append, base=places.nearest(whole.parent)))
         text = _read(path) if path.exists() else NEW_FILE
+        new = _Sitting(OwnFile(whole, self._told.append, base=places.nearest(whole.parent)), text)
+        sitting = self._sittings.setdefault(whole, new)
+        back = [name for name in as_before if name in sitting.values]
+        kept = {name: value for name, value in sitting.values.items() if name not in back} | dict(values)
+        if back and text == sitting.after:
+            after = with_values(sitting.before, kept, path)
+        else:  # somebody else wrote there, and what they wrote stays
+            after = with_values(_taken_back(text, sitting.before, back, path), values, path)
+        _check_together(text, after, path)
         try:
-            file.write(with_values(text, values, path))
+            sitting.file.write(after)
         except PicturesError as error:  # in the words of a folder of photographs
             if isinstance(error.__cause__, MachineError):  # a full disk, or a Drive that does not answer
                 raise MachineError(str(error.__cause__)) from error
@@ -48,10 +69,13 @@ class Defaults:
                 f"{path.absolute()} cannot be written ({_reason(error)}), and stays as it was. Make it writable, or "
                 f"write into a file config.yaml beside the notebook: {_in_words(values)}."
             ) from error
-        kept = "".join(f" {line[0].upper()}{line[1:]}." for line in self._told)
+        sitting.after, sitting.values = after, kept
+        backups = "".join(f" {line[0].upper()}{line[1:]}." for line in self._told)
         goes = " It lies on this Colab machine and goes with it." if _is_fleeting(path, drive_mount_path) else ""
-        written = f"Saved in {path.absolute()}: {_in_words(values)}."
-        return f"{written} Every notebook that reads this file begins with it.{goes}{kept}"
+        told = [_in_words(values)] if values else []
+        told += [f"{', '.join(back)} as before the first save"] if back else []
+        written = f"Saved in {path.absolute()}: {'; '.join(told)}."
+        return f"{written} Every notebook that reads this file begins with it.{goes}{backups}"
 
 
 def place(drive_mount_path: str) -> Path:
@@ -104,6 +128,44 @@ def _read(path: Path) -> str:
     """The text of a settings file that can be loaded."""
     declared.load(path)
     return path.read_bytes().decode("utf-8")
+
+
+def _taken_back(text: str, before: str, names: Iterable[str], path: Path) -> str:
+    """The text in which these settings say what they said before, while everything else stays as it is now."""
+    earlier = _config_of(before)
+    for name in names:
+        if name in earlier.given:
+            text = with_values(text, {name: getattr(earlier, name)}, path)
+        elif name in _config_of(text).given:
+            text = _without(text, name, before)
+    return text
+
+
+def _without(text: str, name: str, before: str) -> str:
+    """The text without the live line of a setting, but with its generated comment line where there was one before."""
+    mark, body = (BOM, text.removeprefix(BOM)) if text.startswith(BOM) else ("", text)
+    key, node = _pairs(body)[name]
+    start = body.rfind("\n", 0, key.start_mark.index) + 1
+    end = body.find("\n", _end(body, node))
+    end = len(body) if end < 0 else end + 1
+    comment = next((one[0] for one in re.finditer(r"^#[^\n]*\n?", before, re.M) if _live(one[0], name, None)), "")
+    return mark + body[:start] + comment + body[end:]
+
+
+def _check_together(text: str, after: str, path: Path) -> None:
+    """Raises SettingsError where a file would newly hold settings that cannot work together."""
+    known, would = (clashes.found(_config_of(one)) for one in (text, after))
+    for clash in would:
+        if clash not in known:
+            first, *others = clash.settings
+            raise SettingsError(
+                f"With this, {path.name} would not work: {clash.sentence} Change {first} and {', '.join(others)} here, "
+                "and save them together."
+            )
+
+
+def _config_of(text: str) -> Config:
+    return Config().model_copy(update=yaml.safe_load(text.removeprefix(BOM)) or {})
 
 
 def _with_value(text: str, name: str, value: Any) -> str:

@@ -70,15 +70,6 @@ class Drawn:
             return parts[0]
         return ipywidgets.HBox(parts, layout=ipywidgets.Layout(flex_flow="row wrap", max_width="100%"))
 
-    def text(self) -> str:
-        """The value as a line of text shows it."""
-        value = self.read()
-        if value in (None, "", ()):
-            return "(empty)"
-        if value == "auto" and len(self.inputs) > 1:
-            return f"auto: {self.inputs[0].value}"
-        return " | ".join(value) if isinstance(value, tuple) else str(value)
-
 
 def draw(name: str, asked: Any, planned: Any) -> Drawn:
     """The widgets that suit the declaration of the setting `name`, showing these values (see Drawn)."""

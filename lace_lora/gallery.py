@@ -6,7 +6,7 @@ holds more of them than one page shows, and those as thumbnails.
 
 import html
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import ipywidgets
@@ -118,7 +118,39 @@ class Tile:
 
 
 class Gallery:
-    """The form; a cell that ends with it shows it.
+    """An album to look through; a cell that ends with it shows it. No widgets are made where nobody draws them.
+
+    captioner  suggests captions; None where the settings ask for none
+    """
+
+    def __init__(self, album: Album, captioner: Captioner | None = None) -> None:
+        self.album, self.captioner = album, captioner
+
+    @cached_property
+    def form(self) -> "GalleryForm":
+        """The widgets, made when they are first asked for."""
+        return GalleryForm(self.album, self.captioner)
+
+    def __repr__(self) -> str:
+        """The album as plain lines: verdict, name, caption."""
+        cards = self.album.view()
+        lines = []
+        for card in cards[:LINES]:
+            left_out = "" if card.is_used else "  (left out)"
+            told = card.caption or f"({self.album.settings.instance_prompt})"
+            lines.append(f"{SIGNS[card.verdict][0]} {printable(card.name)}  {told}{left_out}")
+        more = [f"… and {len(cards) - LINES} more"] if len(cards) > LINES else []
+        return "\n".join([*lines, *more, self.album.counts()])
+
+    def _ipython_display_(self) -> None:
+        if has_front_end():
+            display(self.form.widget)
+        else:
+            print(repr(self))
+
+
+class GalleryForm:
+    """The widgets of a gallery.
 
     captioner  suggests captions; None where the settings ask for none
     """
@@ -196,23 +228,6 @@ class Gallery:
         self.preparing.children = []
         self._lay_out("")
         self._count()
-
-    def __repr__(self) -> str:
-        """The album as plain lines: verdict, name, caption."""
-        cards = self._album.view()
-        lines = []
-        for card in cards[:LINES]:
-            left_out = "" if card.is_used else "  (left out)"
-            told = card.caption or f"({self._album.settings.instance_prompt})"
-            lines.append(f"{SIGNS[card.verdict][0]} {printable(card.name)}  {told}{left_out}")
-        more = [f"… and {len(cards) - LINES} more"] if len(cards) > LINES else []
-        return "\n".join([*lines, *more, self._album.counts()])
-
-    def _ipython_display_(self) -> None:
-        if has_front_end():
-            display(self.widget)
-        else:
-            print(repr(self))
 
     # -- what the buttons do --
 

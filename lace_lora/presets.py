@@ -39,6 +39,8 @@ class Settled:
     """Settings with their preset applied: its name, why it was chosen, and a banner where one must be seen.
 
     The settled settings stand by themselves: their own `preset` is none, so settling them again changes nothing.
+
+    machine  the one that they were settled for, so that a form can settle changed settings again
     """
 
     config: Config
@@ -46,6 +48,7 @@ class Settled:
     why: str
     reasons: dict[str, str]
     banner: str = ""
+    machine: Machine | None = field(default=None, repr=False, compare=False)
 
 
 def names() -> list[str]:
@@ -99,7 +102,7 @@ def settle(config: Config, machine: Machine) -> Settled:
     """
     name, why = choose(config, machine)
     if name == "none":
-        return Settled(config, "none", why, {})
+        return Settled(config, "none", why, {}, machine=machine)
     preset = read(name)
     if preset.family != TRAINED:
         raise SettingsError(
@@ -115,7 +118,7 @@ def settle(config: Config, machine: Machine) -> Settled:
     filled = config.with_preset(used | {"preset": "none"})
     pictures = OWN.format(resolution=filled.resolution) if "images_dir" in kept else DRAWN
     banner = DEMO_BANNER.format(pictures=pictures) if name == "demo" and was_chosen else ""
-    return Settled(filled, name, why, reasons, banner)
+    return Settled(filled, name, why, reasons, banner, machine)
 
 
 def draws_its_own(settled: Settled) -> bool:

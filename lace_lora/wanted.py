@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora import adapter as adapters
-from lace_lora import annotate, checkpoint, cloth, journal, queries, references, stars
+from lace_lora import annotate, checkpoint, clashes, cloth, journal, queries, references, stars
 from lace_lora.alternatives import literal
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
@@ -121,10 +121,7 @@ def start_of(config: Config, run: RunFolder) -> Path | None:
 
 def _rows(config: Config, run: RunFolder, lora: adapters.Adapter, say: Say) -> tuple[list[Asked], list[dict[str, Any]]]:
     """What is asked for, and the rows of earlier designs that it is made of; none for prompts."""
-    if config.favourites_of and config.vary:
-        raise SettingsError(
-            f"favourites_of {config.favourites_of} and vary {config.vary} are both set. Choose one of them."
-        )
+    clashes.refuse(clashes.designs(config))
     if config.favourites_of or config.vary:
         unused = [name for name in BROUGHT if name in config.overridden]
         unused += ["start_picture"] if config.vary and config.vary_by == "picture" and config.start_picture else []

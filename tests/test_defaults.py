@@ -236,3 +236,52 @@ def test_a_link_to_a_file_stays_a_link(here, tmp_path):
     (here / "config.yaml").symlink_to(tmp_path / "mine.yaml")
     defaults.Defaults().save({"rank": 8}, "/nowhere")
     assert (here / "config.yaml").is_symlink() and (tmp_path / "mine.yaml").read_text() == "rank: 8\n"
+
+
+# -- as before --
+
+
+@settings(deadline=None, max_examples=15)
+@given(files(), SETTINGS, SETTINGS)
+def test_what_is_taken_back_leaves_the_file_as_if_it_had_never_been_saved(tmp_path_factory, text, first, second):
+    """L9: byte for byte, whatever was saved between; only what is new stays."""
+    folder = tmp_path_factory.mktemp("here")
+    path = folder / "config.yaml"
+    path.write_bytes(text.encode())
+    mine = defaults.Defaults()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(defaults.clashes, "found", lambda _: [])
+        mine.save(first, "/nowhere")
+        mine.save(second, "/nowhere", as_before=set(first) - set(second))
+        assert path.read_bytes().decode() == defaults.with_values(text, first_kept(first, second))
+        mine.save({}, "/nowhere", as_before=[*first, *second])
+    assert path.read_bytes().decode() == text
+
+
+def first_kept(first, second):
+    """What stands there at the end, in the order in which it was saved."""
+    return {name: second[name] for name in first if name in second} | second
+
+
+def test_what_another_program_wrote_meanwhile_stays_when_something_is_taken_back(here):
+    """L9: the earlier value, the earlier comment line, or no line."""
+    comment = f"# {config_text.line('alpha', None)}\n"
+    (here / "config.yaml").write_text(f"rank: 4 # mine\n{comment}")
+    mine = defaults.Defaults()
+    mine.save({"rank": 8, "alpha": 2, "seed": 3}, "/nowhere")
+    with (here / "config.yaml").open("a") as file:
+        file.write("resolution: 512\n")
+    said = mine.save({}, "/nowhere", as_before=["rank", "alpha", "seed"])
+    assert "config.yaml: rank, alpha, seed as before the first save. Every" in said
+    assert (here / "config.yaml").read_text() == f"rank: 4 # mine\n{comment}resolution: 512\n"
+
+
+def test_a_file_whose_settings_could_not_work_together_is_not_written(here):
+    """L9: a token that the prompt lacks; one that stood there before stands in nobody's way."""
+    mine = defaults.Defaults()
+    with pytest.raises(SettingsError, match=r"With this, config.yaml would not work: .* Change instance_prompt"):
+        mine.save({"concept_token": "<lace>"}, "/nowhere")
+    assert list(here.iterdir()) == []
+    (here / "config.yaml").write_text("concept_token: <lace>\n")
+    assert "rank: 8" in mine.save({"rank": 8}, "/nowhere")

@@ -30,7 +30,7 @@ from lace_lora import (
 )
 from lace_lora.album import Album
 from lace_lora.errors import PicturesError
-from lace_lora.gallery import PAGE, Gallery
+from lace_lora.gallery import PAGE, Gallery, GalleryForm
 from lace_lora.swatch import Swatch
 from tests.conftest import draw_lace
 
@@ -68,7 +68,7 @@ def lines(settings) -> dict[str, str]:
     return dict(line.split("\t") for line in text.splitlines())
 
 
-def shown(form: Gallery) -> list[gallery.Tile]:
+def shown(form: GalleryForm) -> list[gallery.Tile]:
     return [tile for tile in form.tiles if tile.widget.layout.display != "none"]
 
 
@@ -272,7 +272,7 @@ for text in ("a", "ab", "abc"):
 
 def test_what_is_typed_is_in_the_file_at_once_and_paging_changes_nothing(settled):
     """L2, L11."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     assert len(shown(form)) == PAGE and form.back.disabled and not form.next.disabled
     tile_of(form, "lace_1.jpg").caption.value = f"{PROMPT} rings"
     assert lines(settled)["lace_1.jpg"] == f"{PROMPT} rings"
@@ -286,7 +286,7 @@ def test_what_is_typed_is_in_the_file_at_once_and_paging_changes_nothing(settled
 
 def test_a_switch_leaves_a_picture_out_and_the_views_follow(settled):
     """C6."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     tile_of(form, "lace_1.jpg").use.value = False
     content = json.loads((Path(settled.images_dir) / "dataset.json").read_text())
     assert [(one["path"], one["use"]) for one in content["images"]] == [("lace_1.jpg", False)]
@@ -297,7 +297,7 @@ def test_a_switch_leaves_a_picture_out_and_the_views_follow(settled):
 
 def test_html_in_names_captions_and_messages_is_shown_as_text(settled):
     """HTML in a caption or file name shows as text in the gallery (L2)."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     name = next(name for name in form._album.cards if name.startswith("<img"))
     tile_of(form, name).caption.value = MARKUP
     form.show(0)
@@ -316,7 +316,7 @@ def found_html(box) -> list[ipywidgets.HTML]:
 
 def test_what_cannot_be_kept_is_said_beside_the_picture_and_unforeseen_errors_are_said_too(settled, monkeypatch):
     """L2: a widget's callback has no traceback that anybody sees."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     tile = tile_of(form, "lace_1.jpg")
     tile.caption.value = "half \ud800"
     assert "half a character" in words(tile.note) and "alert" in tile.note.value
@@ -329,7 +329,7 @@ def test_what_cannot_be_kept_is_said_beside_the_picture_and_unforeseen_errors_ar
 
 def test_find_and_replace_undo_and_mending_show_what_they_did(settled):
     """C4, C11."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     for name in ("lace_1.jpg", "lace_2.jpg"):
         tile_of(form, name).caption.value = f"white {name[5]}"
     form.find.value, form.by.value = "white", "ivory"
@@ -362,7 +362,7 @@ def test_suggesting_shows_what_came(settled):
         locked.append(form.fields("lace_0.jpg").caption.disabled)
         return f"a piece of {picture.size[0]} {picture.getpixel((5, 5))}"
 
-    form = Gallery(opened(settled), captioner)
+    form = GalleryForm(opened(settled), captioner)
     tile_of(form, "lace_1.jpg").caption.value = f"{PROMPT} by hand"
     form.suggest.click()
     form.suggest.click()
@@ -372,12 +372,12 @@ def test_suggesting_shows_what_came(settled):
     assert set(locked) == {True}, "what is typed meanwhile would be overwritten: the boxes are locked"
     assert not form.fields("lace_0.jpg").caption.disabled
     assert tile_of(form, "lace_1.jpg").caption.value == f"{PROMPT} by hand"
-    assert Gallery(opened(settled)).suggest.disabled, "where the settings ask for no captioner"
+    assert GalleryForm(opened(settled)).suggest.disabled, "where the settings ask for no captioner"
 
 
 def test_preparing_keeps_the_swatch_and_shows_it(settled):
     """L11: never touching the original; a slider's late message reaches the picture it was moved for."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     path = form._album.cards["lace_1.jpg"].path
     before, shown_before = path.read_bytes(), place_of(form, "lace_1.jpg").picture.value
     tile_of(form, "lace_1.jpg").prepare.click()
@@ -399,7 +399,7 @@ def walk(widget):
 
 def test_text_that_comes_after_paging_on_reaches_its_own_picture(settled):
     """L2, L11: browsers hold text back while the kernel is busy, and a click overtakes it."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     box, first = tile_of(form, "lace_1.jpg").caption, [tile.name for tile in shown(form)]
     form.next.click()
     others = [tile.name for tile in shown(form)]
@@ -410,7 +410,7 @@ def test_text_that_comes_after_paging_on_reaches_its_own_picture(settled):
 
 def test_pages_of_a_view_skip_nobody_when_cards_leave_it(settled):
     """L2: captioning every picture of the first page of those without one, then the next."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     form.view.value = "without a caption"
     seen = [tile.name for tile in shown(form)]
     for name in seen:
@@ -430,7 +430,7 @@ def test_what_others_write_meanwhile_stays(settled):
     file = folder / "annotations.txt"
     file.write_text(file.read_text() + "new.jpg\tby hand\n")
     one.write_caption("lace_3.jpg", "typed later")
-    Gallery(other).next.click()
+    GalleryForm(other).next.click()
     found = lines(settled)
     assert [found[f"lace_{n}.jpg"] for n in (1, 2, 3)] == [
         line(f"typed {what}") for what in ("in one", "in the other", "later")
@@ -531,23 +531,28 @@ def test_a_page_of_the_largest_photographs_stays_small_in_the_saved_notebook(set
     noise = Image.effect_noise((3000, 2000), 90).convert("RGB")
     for number in range(PAGE):
         noise.rotate(number).save(Path(settled.images_dir) / f"0 large {number}.jpg", quality=90)
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     assert sum(len(tile.picture.value) for tile in shown(form)) * 4 / 3 < 900_000
 
 
-def test_without_a_front_end_it_is_plain_text(settled, monkeypatch):
+def test_without_a_front_end_it_is_plain_text_and_makes_no_widgets(settled, monkeypatch, capsys):
     """L12: papermill and nbval see names and captions."""
+    album = opened(settled)
+    tile_of(GalleryForm(album), "lace_1.jpg").caption.value = "rings"
+    made = []
+    monkeypatch.setattr(ipywidgets.Widget, "open", lambda widget: made.append(widget))
     monkeypatch.setattr(gallery, "has_front_end", lambda: False)
-    form = Gallery(opened(settled))
-    tile_of(form, "lace_1.jpg").caption.value = "rings"
-    text = repr(form)
+    looked_at = Gallery(album)
+    looked_at._ipython_display_()
+    text = capsys.readouterr().out.rstrip("\n")
+    assert text == repr(looked_at) and made == [], "papermill would store every widget in the notebook"
     assert "lace_1.jpg  rings" in text and f"lace_2.jpg  ({PROMPT})" in text and "(left out)" in text
     assert notebook.has_front_end() is False
 
 
 def test_each_box_has_a_name_for_screen_readers(settled):
     """L2: ipywidgets sets it as the title of the text area."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     assert getattr(tile_of(form, "lace_1.jpg").caption, gallery.HOVER) == "caption of lace_1.jpg"
 
 
@@ -608,7 +613,7 @@ def test_the_report_counts_what_is_learnt_and_knows_the_scale(settled):
 
 def test_pictures_that_a_finding_names_are_shown_on_request(settled):
     """C4."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     for card in form._album.view():
         if card.is_used:
             form._album.write_caption(card.name, "the same words")
@@ -621,7 +626,7 @@ def test_pictures_that_a_finding_names_are_shown_on_request(settled):
 
 def test_pieces_begin_their_own_rows_and_the_form_opens_below_its_card(settled):
     """L2: a flex row breaks at a box of full width."""
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     tile_of(form, "lace_2.jpg").prepare.click()
     order = list(form.cards.children)
     assert order.index(form.preparing) == order.index(place_of(form, "lace_2.jpg").widget) + 1
@@ -701,7 +706,7 @@ def test_captions_in_the_file_that_lack_the_token_are_found_and_mended(settled):
     for number in range(3):
         (folder / f"lace_{number}.txt").write_text(f"white doily {number}")
     annotate.run(settled, say=lambda _: None)
-    form = Gallery(opened(settled))
+    form = GalleryForm(opened(settled))
     form.lint.click()
     row = next(row for row in form.findings.children if "is missing" in str([c.value for c in found_html_of(row)]))
     row.children[0].click()

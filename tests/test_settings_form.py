@@ -9,9 +9,9 @@ import re
 import ipywidgets
 import pytest
 
-from lace_lora import config, declarations, estimate, forms, notebook, presets, replanning
+from lace_lora import annotate, config, declarations, defaults, estimate, forms, notebook, presets, replanning
 from lace_lora.config import Config
-from lace_lora.errors import MachineError, PicturesError, SettingsError
+from lace_lora.errors import MachineError, SettingsError
 from lace_lora.machine import Machine
 
 T4 = Machine(False, False, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
@@ -20,17 +20,17 @@ EVERY = list(Config.model_fields)
 
 def drawn(form, name):
     """The widget that carries a setting's value."""
-    return form._drawn[name].inputs[0]
+    return form.panel.drawn[name].inputs[0]
 
 
 def note(form, name):
     """What stands beside a field, without its markup."""
-    return re.sub("<[^>]+>", "", form._notes[name].value)
+    return re.sub("<[^>]+>", "", form.panel.notes[name].value)
 
 
 def widgets(form):
     """Every widget of a form that takes input."""
-    return [widget for one in form._drawn.values() for widget in one.inputs]
+    return [widget for one in form.panel.drawn.values() for widget in one.inputs]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_wrong_value_has_its_sentence_beside_the_field_and_config_raises_the_s
     assert "side of the training square" in note(form, "resolution")
     drawn(form, "resolution").value = 1004
     assert note(form, "resolution").startswith("resolution is 1004 px but must be a multiple of 8; use 1000 or 1008")
-    assert "role='alert'" in form._notes["resolution"].value
+    assert "role='alert'" in form.panel.notes["resolution"].value
     with pytest.raises(SettingsError, match="use 1000 or 1008"):
         form.config()
     drawn(form, "resolution").value = 1024
@@ -86,25 +86,20 @@ def test_a_number_beyond_its_bounds_is_said_and_not_silently_cut():
     assert all(name in str(error.value) for name in ("num_images", "learning_rate", "run_name"))
 
 
-def test_auto_stays_auto_until_its_tick_is_taken_away():
-    form = forms.settings_form(Config(), ["resolution", "max_train_steps"])
-    number, box = form._drawn["resolution"].inputs
-    assert (box.value, box.description, number.disabled) == (True, "auto resolution", True)
+@pytest.mark.parametrize(
+    ("name", "other", "open_value", "words"),
+    [("resolution", "max_train_steps", "auto", "auto resolution"), ("alpha", "width", None, "leave alpha empty")],
+)
+def test_a_number_stays_open_until_its_tick_is_taken_away(name, other, open_value, words):
+    """L9: auto and an empty number are the same to the hand, and one tick moves no other field."""
+    form = forms.settings_form(Config(), [name, other])
+    number, box = form.panel.drawn[name].inputs
+    assert (box.value, box.description, number.disabled) == (True, words, True)
     box.value = False
-    number.value = 640
-    assert not number.disabled
-    assert (form.config().resolution, form.config().max_train_steps) == (640, "auto")
+    number.value = 64
+    assert not number.disabled and form.changed() == {name: 64}
     box.value = True
-    assert form.config().resolution == "auto"
-
-
-def test_an_empty_number_is_a_tick_too():
-    form = forms.settings_form(Config(), ["alpha", "width"])
-    number, box = form._drawn["alpha"].inputs
-    assert (box.value, box.description, number.disabled) == (True, "leave alpha empty", True)
-    box.value = False
-    number.value = 4
-    assert form.config().alpha == 4 and form.config().width is None
+    assert getattr(form.config(), name) == open_value and form.changed() == {}
 
 
 def test_a_plan_shows_what_will_run_and_why_and_changes_nothing():
@@ -115,7 +110,7 @@ def test_a_plan_shows_what_will_run_and_why_and_changes_nothing():
     settled = presets.settle(settings, NoGpu())
     form = forms.settings_form(settings, ["resolution", "rank", "run_name", "images_dir"], settled)
     assert drawn(form, "run_name").value == "demo" and drawn(form, "images_dir").value == "demo_output/pictures"
-    assert [widget.value for widget in form._drawn["resolution"].inputs] == [96, True]
+    assert [widget.value for widget in form.panel.drawn["resolution"].inputs] == [96, True]
     assert "(auto takes 96: the size at which the miniature was trained)" in note(form, "resolution")
     assert form.config() is settings
     assert re.search(r"resolution +auto: 96 +px +the size at which", repr(form))
@@ -123,7 +118,7 @@ def test_a_plan_shows_what_will_run_and_why_and_changes_nothing():
 
 def test_each_kind_of_setting_has_the_widget_that_suits_it():
     kinds = {name: type(drawn(forms.settings_form(Config(), [name]), name)).__name__ for name in EVERY}
-    slides = {name for name in EVERY if forms.settings_form(Config(), [name])._drawn[name].aid}
+    slides = {name for name in EVERY if forms.settings_form(Config(), [name]).panel.drawn[name].aid}
     assert slides >= {"rank", "num_inference_steps", "guidance_scale", "lora_scale", "refiner_start"}
     assert not slides & {"learning_rate", "max_grad_norm", "seed", "num_images", "resolution"}
     assert kinds["learning_rate"] == kinds["max_grad_norm"] == kinds["guidance_scale"] == "FloatText"
@@ -134,7 +129,7 @@ def test_each_kind_of_setting_has_the_widget_that_suits_it():
 
 def test_sliders_end_at_the_bounds_and_keep_out_of_open_ends():
     form = forms.settings_form(Config(), ["rank", "refiner_start", "refine_strength", "guidance_scale"])
-    ends = {name: (one.aid.min, one.aid.max) for name, one in form._drawn.items()}
+    ends = {name: (one.aid.min, one.aid.max) for name, one in form.panel.drawn.items()}
     assert ends["rank"] == (1, 128) and ends["guidance_scale"] == (1, 30)
     assert ends["refiner_start"] == pytest.approx((0.05, 0.95)) and ends["refine_strength"] == pytest.approx((0.05, 1))
 
@@ -142,7 +137,7 @@ def test_sliders_end_at_the_bounds_and_keep_out_of_open_ends():
 def test_every_widget_has_a_name_a_label_with_its_unit_and_no_markup_in_it():
     """ipywidgets 7 draws HTML in descriptions; tests in a browser find widgets by their class."""
     form = forms.settings_form(Config(), EVERY)
-    for name, one in form._drawn.items():
+    for name, one in form.panel.drawn.items():
         unit = config.unit_of(Config.model_fields[name])
         assert one.inputs[0].description == (f"{name} ({unit})" if unit else name)
         assert f"lace-{name}" in one.inputs[0]._dom_classes
@@ -155,8 +150,8 @@ def test_every_widget_has_a_name_a_label_with_its_unit_and_no_markup_in_it():
 def test_help_with_the_concept_token_is_text_and_not_markup():
     form = forms.settings_form(Config(), ["concept_token"])
     drawn(form, "concept_token").value = ""
-    assert "<div role='alert'" in form._notes["concept_token"].value
-    assert "<myspecialstyle>" not in form._notes["concept_token"].value
+    assert "<div role='alert'" in form.panel.notes["concept_token"].value
+    assert "<myspecialstyle>" not in form.panel.notes["concept_token"].value
 
 
 def test_a_name_that_is_no_setting_is_refused():
@@ -179,7 +174,7 @@ def test_a_form_is_drawn_for_a_person_and_told_in_lines_for_papermill(monkeypatc
 def test_a_slider_follows_the_number_and_leads_it_and_never_rounds_what_was_typed():
     """L9: 500 is said and not cut to 128; 0.0357 lies between two ticks and stays."""
     form = forms.settings_form(Config(), ["rank", "noise_offset"])
-    rank, noise = form._drawn["rank"], form._drawn["noise_offset"]
+    rank, noise = form.panel.drawn["rank"], form.panel.drawn["noise_offset"]
     rank.aid.value = 40
     assert rank.inputs[0].value == 40 and form.config().rank == 40
     rank.inputs[0].value = 500
@@ -212,9 +207,9 @@ def walk(widget):
 def test_every_other_setting_of_a_group_is_folded_away_and_opens_by_a_button():
     """L9."""
     form = forms.settings_form(Config(), ["rank", "seed"], groups=["adapter", "training"])
-    fold, inside = form._folds["adapter"]
+    fold, inside = form.panel.folds["adapter"]
     assert [name for name, _ in config.fields_of("adapter")] == ["rank", *inside]
-    assert set(form._drawn) == {name for group in ("adapter", "training") for name, _ in config.fields_of(group)}
+    assert set(form.panel.drawn) == {name for group in ("adapter", "training") for name, _ in config.fields_of(group)}
     assert fold.body.layout.display == "none"
     assert fold.button.description == "Show Size of the LoRA (6 settings, all defaults)"
     fold.button.value = True
@@ -224,7 +219,7 @@ def test_every_other_setting_of_a_group_is_folded_away_and_opens_by_a_button():
 def test_a_fold_tells_how_many_values_differ_are_warned_of_or_wrong():
     """L9: what is folded away must not hide that something was changed or needs a look."""
     form = forms.settings_form(config.load(use_dora=True), ["seed"], groups=["adapter"])
-    fold = form._folds["adapter"][0]
+    fold = form.panel.folds["adapter"][0]
     assert "(7 settings, 1 differ from the defaults)" in fold.button.description
     drawn(form, "rank").value = 200
     assert "2 differ from the defaults, to be mended: 1)" in fold.button.description
@@ -264,13 +259,13 @@ def planned_form(plan, basic=("rank", "resolution", "max_train_steps", "learning
 
 def summary(form):
     """The plan above the fields, without its markup."""
-    return re.sub("<[^>]+>", " ", form._summary.value)
+    return re.sub("<[^>]+>", " ", form.panel.summary.value)
 
 
 def test_the_plan_follows_what_is_typed(plan):
     """L2: 20 pictures × 10 passes / 4 = 50 steps; twice the passes are 100; a rank of 64 is warned of."""
     form = planned_form(plan, ["rank", "num_train_epochs", "max_train_steps"])
-    number, box = form._drawn["max_train_steps"].inputs
+    number, box = form.panel.drawn["max_train_steps"].inputs
     assert "50 of 4 pictures" in summary(form) and "fits" in summary(form) and number.value == 50
     drawn(form, "num_train_epochs").value = 20
     assert "100 of 4 pictures" in summary(form) and number.value == 100 and box.value
@@ -285,7 +280,7 @@ def test_the_plan_follows_what_is_typed(plan):
 def test_fields_that_nobody_touched_show_what_another_preset_brings_and_go_back_with_it(plan):
     """L2: sdxl brings rank 32; what was asked for stays as it is, and a reset leaves nothing behind."""
     form = planned_form(plan, ["preset", "rank", "resolution"], resolution=512)
-    number, box = form._drawn["resolution"].inputs
+    number, box = form.panel.drawn["resolution"].inputs
     drawn(form, "preset").value = "sdxl"
     assert drawn(form, "rank").value == 32 and number.value == 512
     assert form.changed() == {"preset": "sdxl"}
@@ -299,7 +294,7 @@ def test_a_warning_without_a_field_stands_in_the_plan(plan):
     """L2: every warning is said once, somewhere."""
     form = planned_form(plan, ["resolution"], rank=64)
     assert "rank 64 on 15 GB is tight" not in summary(form), "the plan that it was drawn from does not warn"
-    form._drawn["resolution"].inputs[1].value = False
+    form.panel.drawn["resolution"].inputs[1].value = False
     assert "Warning:  rank 64 on 15 GB is tight" in summary(form)
 
 
@@ -309,7 +304,7 @@ def test_a_wrong_value_keeps_the_plan_of_the_last_good_ones_and_says_so(plan):
     drawn(form, "num_train_epochs").value = 20
     drawn(form, "rank").value = 0
     assert "of the last good values: correct rank" in summary(form) and "100 of 4 pictures" in summary(form)
-    assert "role='alert'" in form._notes["rank"].value
+    assert "role='alert'" in form.panel.notes["rank"].value
     drawn(form, "rank").value = 8
     assert "last good" not in summary(form)
 
@@ -331,6 +326,71 @@ def test_a_form_without_a_plan_makes_one_where_it_is_told_how(plan):
     assert "50 of 4 pictures" in summary(form) and drawn(form, "resolution").value == 1024
 
 
+@pytest.mark.parametrize("preset", ["none", "sdxl", "lace-a100", "auto"])
+def test_without_a_plan_what_stands_in_the_fields_is_what_will_run(preset):
+    """L2: presets.settle of what the form gives is the oracle, for every field of it."""
+    nobody = Machine(False, False, None, 0.0, (0, 0), 8.0, 6.0, 40.0, 2)
+    settings = config.load(seed=5)
+    form = forms.settings_form(settings, EVERY, presets.settle(settings, nobody))
+    assert drawn(form, "run_name").value == "demo"
+    drawn(form, "preset").value = preset
+    runs = presets.settle(form.config(), nobody).config
+    shown = {name: one.read() for name, one in form.panel.drawn.items() if name != "preset"}
+    expected = {name: getattr(settings if getattr(settings, name) == "auto" else runs, name) for name in shown}
+    assert {name: value or None for name, value in shown.items()} == {n: v or None for n, v in expected.items()}
+    assert form.changed() == ({"preset": preset} if preset != "auto" else {})
+
+
+def test_a_preset_that_is_none_is_said_and_the_fields_stay():
+    """L9."""
+    form = forms.settings_form(Config(), ["preset", "rank"], presets.settle(Config(), T4))
+    drawn(form, "preset").value = "sdx"
+    assert "No preset called 'sdx'" in html.unescape(note(form, "preset"))
+    assert "the last values that could be used; see preset" in summary(form)
+    press(form, "Reset")
+    assert "No preset" not in note(form, "preset") and summary(form) == ""
+
+
+def test_a_form_for_designs_tells_their_time_and_follows_their_number():
+    """L2: twice the designs take twice the time."""
+    machine = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
+    settings = config.load(preset="none", num_images=100)
+    settled = presets.settle(settings, machine)
+    replan = replanning.drawing(machine, "stabilityai/stable-diffusion-xl-base-1.0", 768)
+    form = forms.settings_form(settings, ["num_images", "width"], settled, replan=replan)
+    assert "100 of 768 × 768 px" in summary(form) and "fits: needs" in summary(form)
+    assert "steps" not in summary(form) and drawn(form, "width").disabled
+    drawn(form, "num_images").value = 200
+    assert "200 of 768 × 768 px" in summary(form)
+
+
+# -- where nobody draws widgets --
+
+
+def test_a_form_that_is_not_drawn_makes_no_widgets(plan, monkeypatch, capsys):
+    """P17: a notebook that papermill runs would store each of them."""
+    made = []
+    monkeypatch.setattr(ipywidgets.Widget, "open", lambda widget: made.append(widget))
+    settings = config.load(images_dir=plan.config.images_dir, preset="none")
+    form = forms.settings_form(settings, ["rank"], plan, list(declarations.GROUPS), replanning.replanner(plan))
+    monkeypatch.setattr(forms, "has_front_end", lambda: False)
+    form._ipython_display_()
+    form.reset()
+    assert form.config() is settings and form.changed() == {} and "rank" in capsys.readouterr().out
+    assert made == []
+    assert form.widget and made
+
+
+def test_a_notebook_that_papermill_runs_stores_no_widgets():
+    """P17: the form's lines are there, and nothing of its widgets."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    cell = "from lace_lora import config, forms\nforms.settings_form(config.load(), ['rank'], groups=['training'])"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    nbclient.NotebookClient(book, timeout=120, kernel_name="python3").execute()
+    assert "rank  16" in book.cells[0].outputs[0].text
+    assert "widgets" not in book.metadata
+
+
 # -- reset, and a person's own defaults --
 
 
@@ -345,7 +405,7 @@ def press(form, words):
     """Press a button as a front-end does, and give what the form then says."""
     (found,) = [one for one in walk(form.widget) if isinstance(one, ipywidgets.Button) and one.description == words]
     found.click()
-    return html.unescape(re.sub("<[^>]+>", "", form._said.value))
+    return html.unescape(re.sub("<[^>]+>", "", form.panel.said.value))
 
 
 def test_reset_gives_every_field_what_it_began_with_also_the_open_ones():
@@ -378,11 +438,30 @@ def test_what_was_changed_is_saved_and_read_again_and_stays_the_forms(here):
     assert press(form, "Save as my defaults") == (
         "Nothing was changed in this form since it was saved, so nothing was written."
     )
-    form._drawn["max_train_steps"].inputs[1].value = False
+    form.panel.drawn["max_train_steps"].inputs[1].value = False
     assert "max_train_steps: 1." in press(form, "Save as my defaults")
+
+
+@pytest.mark.parametrize("earlier", ["", "seed: 3  # mine\nrank: 4 # small\nprompts:\n- a # one\n- b\n", None])
+def test_what_was_saved_and_then_reset_leaves_the_file_as_it_was(here, earlier):
+    """L9: a miniature's 64 and a declared 16 are both wrong there; without the line, preset and plan count again."""
+    if earlier is not None:
+        (here / "config.yaml").write_text(earlier)
+    before = config.load(*config.found("/nowhere"))
+    settled = presets.settle(before, T4)
+    form = forms.settings_form(before, ["rank", "prompts", "seed"], settled)
+    drawn(form, "rank").value, drawn(form, "prompts").value = 8, "c"
+    press(form, "Save as my defaults")
     press(form, "Reset")
-    assert "rank: 16, max_train_steps: auto, prompts: []." in press(form, "Save as my defaults")
-    assert config.load("config.yaml") == Config() and config.load("config.yaml").given >= {"rank"}
+    drawn(form, "seed").value = 5
+    said = press(form, "Save as my defaults")
+    assert "config.yaml: seed: 5; rank, prompts as before the first save. Every" in said
+    assert config.load("config.yaml") == before.model_copy(update={"seed": 5})
+    assert config.load("config.yaml").given == before.given | {"seed"}
+    press(form, "Reset")
+    press(form, "Save as my defaults")
+    assert (here / "config.yaml").read_text() == (defaults.NEW_FILE if earlier is None else earlier)
+    assert presets.settle(config.load("config.yaml"), T4).config == settled.config
 
 
 def test_a_declared_default_is_written_too_since_a_preset_would_take_its_place(here):
@@ -403,7 +482,7 @@ def test_nothing_is_written_while_a_value_is_wrong_or_nothing_was_changed(here):
     assert press(form, "Save as my defaults") == "Nothing was changed in this form, so nothing was written."
     drawn(form, "seed").value, drawn(form, "rank").value = 3, 0
     assert press(form, "Save as my defaults").startswith("Nothing was saved. rank is 0 but must be 1 to 128")
-    assert "role='alert'" in form._said.value and list(here.iterdir()) == []
+    assert "role='alert'" in form.panel.said.value and list(here.iterdir()) == []
 
 
 def test_what_the_demo_brings_itself_is_said_when_it_is_saved(here):
@@ -418,6 +497,31 @@ def test_what_the_demo_brings_itself_is_said_when_it_is_saved(here):
     assert presets.settle(config.load("config.yaml"), NoGpu()).config.rank == 16
 
 
+def test_a_concept_token_alone_is_said_beside_the_prompt_and_not_saved(here):
+    """L9: notebook 02 would refuse the pair only when it is read again."""
+    form = forms.settings_form(Config(), ["instance_prompt", "concept_token", "rank"])
+    drawn(form, "concept_token").value = "<lace>"
+    assert "does not hold the concept token <lace>" in html.unescape(note(form, "instance_prompt"))
+    assert "role='alert'" in form.panel.notes["instance_prompt"].value
+    said = press(form, "Save as my defaults")
+    assert said.startswith("Nothing was saved. With this, config.yaml would not work: instance_prompt")
+    assert list(here.iterdir()) == []
+    drawn(form, "instance_prompt").value = "a photo of <LACE>"
+    assert "does not hold" not in note(form, "instance_prompt")
+    assert "instance_prompt: a photo of <LACE>, concept_token: <lace>." in press(form, "Save as my defaults")
+    annotate.check_words(config.load("config.yaml"))
+
+
+def test_settings_that_a_captioner_refuses_are_said_in_their_fold():
+    """L9: http_plain sends no question; what is folded away is counted as to be mended."""
+    form = forms.settings_form(Config(), ["captioner"], groups=["captions"])
+    drawn(form, "captioner").value = "http_plain"
+    assert "needs caption_url" in note(form, "caption_url")
+    assert "to be mended: 1)" in form.panel.folds["captions"][0].button.description
+    drawn(form, "caption_url").value, drawn(form, "caption_prompt").value = "http://localhost:1", "what is it?"
+    assert "sends no question" in note(form, "caption_prompt") and "needs" not in note(form, "caption_url")
+
+
 def test_what_stands_in_the_way_of_saving_is_a_sentence(here, monkeypatch):
     """L9: also what nobody foresaw must not vanish in a log."""
     form = forms.settings_form(Config(), ["rank"])
@@ -427,40 +531,8 @@ def test_what_stands_in_the_way_of_saving_is_a_sentence(here, monkeypatch):
         (ZeroDivisionError("x"), "Something unforeseen went wrong (ZeroDivisionError: x)."),
     ):
 
-        def fail(values, path, error=error):
+        def fail(*asked, error=error, **more):
             raise error
 
-        monkeypatch.setattr(form._defaults, "save", fail)
+        monkeypatch.setattr(defaults.Defaults, "save", fail)
         assert press(form, "Save as my defaults") == f"Nothing was saved. {sentence}"
-
-
-def test_planning_again_counts_pictures_only_where_their_folder_or_types_change(plan, tmp_path, monkeypatch):
-    """L2: a folder in Drive with thousands of pictures is not listed at every tick of a slider."""
-    counted = []
-    count = replanning.count_pictures
-    monkeypatch.setattr(replanning, "count_pictures", lambda *asked: counted.append(asked) or count(*asked))
-    replan = replanning.replanner(plan)
-    settings = config.load(images_dir=str(tmp_path), preset="none")
-    for rank in range(1, 9):
-        assert replan(settings.model_copy(update={"rank": rank})).pictures == 20
-    assert counted == []
-    nowhere = settings.model_copy(update={"images_dir": str(tmp_path / "nowhere")})
-    for rank in (1, 2):
-        with pytest.raises(PicturesError, match="There is no folder"):
-            replan(nowhere.model_copy(update={"rank": rank}))
-    assert len(counted) == 1
-    (tmp_path / "one.png").touch()
-    assert replan(settings.model_copy(update={"image_types": (".png",)})).pictures == 1 and len(counted) == 2
-
-
-def test_planning_again_gives_the_plan_of_the_first_time(plan, tmp_path):
-    """L2: estimate.prepare itself is the oracle."""
-    settings = config.load(images_dir=str(tmp_path), preset="sdxl", rank=24)
-    assert replanning.replanner(plan)(settings) == estimate.prepare(settings, T4)
-
-
-def test_the_demos_pictures_are_not_drawn_by_a_form(plan, here):
-    """L2: planning writes nothing."""
-    with pytest.raises(PicturesError, match="not drawn yet: demo_output/pictures"):
-        replanning.replanner(plan)(config.load(preset="demo"))
-    assert not (here / "demo_output").exists()
