@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FOLDER = ROOT / "documentation"
 MOST_BYTES, WIDTH_PX = 60_000, 1000
 WINDOW = (1060, 3000)  # px; outputs are then about 860 px wide, and a whole one is seen at once
-COLOURS, QUALITIES = (256, 128, 64, 32), (85, 75, 65, 55)  # of a palette, of a JPEG: until the file is small enough
+COLOURS, QUALITIES = (256, 128, 64, 32), (85, 72, 60, 48)  # of a palette, of a JPEG: until the file is small enough
 STEPS = 200  # the chart has a shape then, and the samples are lace; the miniature takes some minutes
 
 
@@ -55,7 +55,7 @@ def of_02(book: Book) -> None:
     """The first photographs with their captions."""
     book.run_all()
     book.wait_for("Gallery")
-    keep(book, "02_gallery.jpg", book.output("Gallery"), height=760)
+    keep(book, "02_gallery.jpg", book.output("Gallery"), height=520)
 
 
 def of_03(book: Book) -> None:
@@ -77,7 +77,7 @@ def of_04(book: Book) -> None:
     for place in (0, 2):
         book.page.locator("button.lace-designs-star").nth(place).click()
     book.page.locator(".lace-designs-starred").nth(1).wait_for()
-    keep(book, "04_designs.jpg", book.output("Favourites"), height=760)
+    keep(book, "04_designs.jpg", book.output("Favourites"), height=560)
 
 
 def of_05(book: Book) -> None:
@@ -98,13 +98,13 @@ WALKS = {
 
 
 def keep(book: Book, name: str, part: "Locator", height: int | None = None) -> None:
-    """Keep a part of the notebook, its upper `height` px at most: as a .png where it is words, a .jpg where pictures."""
+    """Keep a part of the notebook, its upper `height` px at most; a .jpg where there are pictures, else a .png."""
     part.evaluate("one => one.scrollIntoView()")
     book.page.wait_for_timeout(500)  # pictures are decoded, folds are drawn
     beside = part.locator(".jp-OutputPrompt")  # the empty column to the left of an output
     left = round(beside.first.bounding_box()["width"]) if beside.count() else 0
     with Image.open(io.BytesIO(part.screenshot())) as taken:
-        shown = taken.convert("RGB").crop((left, 0, taken.width, min(taken.height, height or taken.height)))
+        shown = taken.convert("RGB").crop((left, 2, taken.width, min(taken.height, height or taken.height)))
     if shown.width > WIDTH_PX:
         shown = shown.resize((WIDTH_PX, round(shown.height * WIDTH_PX / shown.width)), Image.Resampling.LANCZOS)
     path = FOLDER / name
