@@ -23,6 +23,7 @@ STYLE = f"""<style>
 .lace-rating-picture img {{ display: block; width: 100%; max-width: {SIDE_PX}px; max-height: {SIDE_PX}px;
   object-fit: contain }}
 .lace-rating-said {{ max-width: 720px }}
+.lace-rating-scale > .widget-label {{ white-space: normal; height: auto }}
 </style>"""
 
 

@@ -51,8 +51,8 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     # fmt: off
     preset: str = setting("auto", "where", "a named set of settings: auto (chosen for this machine), none, or a name that `lace-lora presets` lists")
     drive_mount_path: str = setting("/content/drive", "where", "where Google Drive is mounted in Colab")
-    images_dir: str = setting("/content/drive/MyDrive/babanne-images", "where", "folder with your photographs")
-    lora_output_dir: str = setting("/content/drive/MyDrive/lora_output", "where", "folder in which every run gets a folder of its own")
+    images_dir: str = setting("/content/drive/MyDrive/babanne-images", "where", "folder with your photographs", min_length=1)
+    lora_output_dir: str = setting("/content/drive/MyDrive/lora_output", "where", "folder in which every run gets a folder of its own", min_length=1)
     make_folders: bool = setting(False, "where", "make images_dir and lora_output_dir where they are missing; never while Drive is not mounted")
     run_name: str = setting("lace", "where", "name of this run; training again under it goes on where it stopped", pattern=r"^[\w][\w .-]{0,63}$")
     cache_dir: str = setting("~/.cache/lace_lora", "where", "folder for pictures and captions already encoded; may be deleted at any time")

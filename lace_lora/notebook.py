@@ -34,6 +34,7 @@ PROBLEMS_SHOWN = 5  # a row
 # What stands when the mouse rests on a widget: ipywidgets 8 has another name for it than 7, which Colab has.
 HOVER = "tooltip" if int(ipywidgets.__version__.split(".")[0]) >= 8 else "description_tooltip"
 TICK, CROSS = "✓", "✗"
+STOPPED = "Stopped at once. What was saved before is kept: run this cell again to go on from there."
 
 
 def has_front_end() -> bool:
@@ -213,7 +214,8 @@ def open_page(debug: bool = False) -> Page:
     """
     shell = get_ipython()
     if shell is not None:
-        shell.set_custom_exc((), None) if debug else shell.set_custom_exc((LaceError,), _show_sentence)
+        kinds = () if debug else (LaceError, KeyboardInterrupt)
+        shell.set_custom_exc(kinds, None if debug else _show_sentence)
     return Page()
 
 
@@ -234,10 +236,11 @@ def _show_sentence(
     shell: Any, kind: type[BaseException], error: Any, trace: TracebackType | None, tb_offset: int | None = None
 ) -> list[str]:
     """IPython asks an error how to draw its traceback; this one answers with its sentence alone."""
-    error._render_traceback_ = lambda: [str(error)]
+    sentence = STOPPED if isinstance(error, KeyboardInterrupt) else str(error)
+    error._render_traceback_ = lambda: [sentence]
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
     _let_go(error)
-    return [str(error)]
+    return [sentence]
 
 
 def _let_go(error: BaseException) -> None:

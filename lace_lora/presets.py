@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lace_lora import demo
-from lace_lora.config import Config, load, nearest
+from lace_lora.config import USER_KEYS, Config, load, nearest
 from lace_lora.errors import SettingsError
 from lace_lora.machine import CHOOSE_A_GPU, Machine
 
@@ -97,8 +97,8 @@ def settle(config: Config, machine: Machine) -> Settled:
     """Apply the preset below what was given: default < preset < config.yaml < override.
 
     The demo is the exception: it brings its own model, pictures and sizes, so only explicit overrides beat it. Where it
-    was not asked for, a person's own photographs are kept all the same: they can be looked at and captioned without a
-    GPU, and a rehearsal on them tells her more than one on drawn lace.
+    was not asked for, it beats no more than the eleven keys of the shipped file, and leaves a person's folder of
+    photographs: they can be looked at and captioned without a GPU.
     """
     name, why = choose(config, machine)
     if name == "none":
@@ -110,8 +110,9 @@ def settle(config: Config, machine: Machine) -> Settled:
             "Choose preset auto, which takes the one for SDXL that suits this machine."
         )
     kept = config.overridden if name == "demo" else config.given
-    if name == "demo" and config.preset == "auto" and _is_folder(config.images_dir):
-        kept |= {"images_dir"}
+    if name == "demo" and config.preset == "auto":
+        kept |= config.given - set(USER_KEYS)  # these stand in every shipped file, and name SDXL and Drive
+        kept |= {"images_dir"} if _is_folder(config.images_dir) else set()
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
     reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL

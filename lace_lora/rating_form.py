@@ -70,6 +70,7 @@ class ExpertForm:
         self._sitting, self._look = sitting, Look(now)
         self._numbers, self._place = list(sitting.rows), 0
         self.rater = ipywidgets.Text(description="your name", placeholder="may stay empty", continuous_update=False)
+        self.rater.layout.max_width = "98%"  # with its margins: of a narrow window
         self.head, self.picture, self.reference, self.progress, self.said = (ipywidgets.HTML() for _ in range(5))
         self._say = Said(self.said)
         self._do = self._say.doing
@@ -170,4 +171,5 @@ def _scale(name: str, words: str) -> ipywidgets.ToggleButtons:
     made = ipywidgets.ToggleButtons(options=[(ends.get(one, str(one)), one) for one in numbers], value=None)
     made.description, made.style.button_width, made.style.description_width = f"{name}: {words}", "auto", "initial"
     made.add_class(f"lace-rating-{name}")
+    made.add_class("lace-rating-scale")
     return made

@@ -124,9 +124,8 @@ def lab(folder: Path) -> Iterator[str]:
     more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     line = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-        "--ServerApp.ip=127.0.0.1",
-        "--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'books'}", "--LabApp.extension_manager=readonly",
-        "--ServerApp.disable_check_xsrf=True",
+        "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'books'}",
+        "--LabApp.extension_manager=readonly", "--ServerApp.disable_check_xsrf=True",
     ]  # fmt: skip
     own = {name: str(folder / below) for name, below in place.items()}
     with (folder / "lab.log").open("w") as log:
@@ -175,7 +174,7 @@ def open_book(browser: "Browser", address: str, path: Path, size: tuple[int, int
     """Open a notebook below the folder `books` in a window of its own, and wait until its kernel is ready."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]})
     page = context.new_page()
-    page.set_default_timeout(SECONDS * 1000)
+    page.set_default_timeout(60_000)
     book = Book(page, address, path)
     book.load()
     return book
@@ -247,7 +246,7 @@ class Book:
         return self.cell(title).locator(".jp-InputPrompt").first.inner_text().strip() == RUNS
 
     def wait_for(self, title: str, says: str = "", seconds: float = SECONDS) -> str:
-        """Wait until a cell has ended, or says what matches a pattern; returns its words. Red text anywhere fails."""
+        """Wait until a cell has ended, or says what matches a pattern; return its words. Red text anywhere fails."""
         words, prompt = self.output(title), self.cell(title).locator(".jp-InputPrompt").first
 
         def is_there() -> bool:

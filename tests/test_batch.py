@@ -149,13 +149,14 @@ def test_the_shipped_settings_may_be_given_as_a_file_to_the_notebooks():
 
 @pytest.mark.slow
 def test_all_notebooks_run_in_order_on_the_demo(tmp_path, monkeypatch):
-    """L12, P17: from an empty folder to refined designs, by the command."""
+    """L12, P17: from an empty folder to refined designs and their scores, by the command."""
     monkeypatch.chdir(tmp_path)
-    short = {"max_train_steps": 4, "num_class_images": 4, "num_images": 2, "num_inference_steps": 8}
+    short = {"max_train_steps": 4, "num_class_images": 4, "num_images": 2, "num_inference_steps": 8, "num_evaluated": 4}
     words = [word for name, value in short.items() for word in ("-p", name, str(value))]
     assert main.run(["notebooks", "--output", "out", "-p", "preset", "demo", *words]) == 0
-    assert len(list((tmp_path / "out").glob("*.ipynb"))) == 4
+    assert len(list((tmp_path / "out").glob("*.ipynb"))) == 5
     assert len(list((tmp_path / "demo_output/demo/images/sheet").glob("refined_output_*.png"))) == 2
+    assert (tmp_path / "demo_output/demo/evaluation/scores.json").is_file()
 
 
 def papermill(tmp_path, *parameters):

@@ -12,23 +12,33 @@ import sys
 
 import pytest
 
+from lace_lora.demo.draw import UNSEEN_SEED, write_lace_folder
 from tests import browsing
 from tests.browsing import PHONE, ROOT, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
-STEPS = 12
+STEPS, PICTURES = 12, 30  # a gallery of three pages
 REPORT = "The report, and what to take with you"
 TYPED = "a photo of <myspecialstyle> typed in a browser, ığüş <b>bold</b>"
 
 
+@pytest.fixture(scope="module")
+def folder(lab):
+    """The folder that all five share, with a few photographs: drawn by program, as the demo's."""
+    shared = lab[1] / "shared"
+    write_lace_folder(shared / "lace", count=PICTURES)
+    write_lace_folder(shared / "unseen", count=8, seed=UNSEEN_SEED)
+    return shared
+
+
 @pytest.fixture
-def opened(browser, lab):
-    """Open a notebook in the folder that all share; it is closed after the test, and its console looked at."""
-    address, books = lab
+def opened(browser, lab, folder):
+    """Open a notebook in the shared folder; it is closed after the test, and its console looked at."""
+    address, _ = lab
     made = []
 
     def open_book(name, **parameters):
-        path = browsing.put(books / "shared", name, **parameters)
+        path = browsing.put(folder, name, **parameters)
         made.append(browsing.open_book(browser, address, path))
         return made[-1]
 
@@ -38,12 +48,11 @@ def opened(browser, lab):
 
 
 @pytest.fixture
-def trained(lab):
-    """The folder with a trained run: that of 03, or a short one where 03 was not run."""
-    folder = lab[1] / "shared"
+def trained(folder):
+    """The shared folder with a trained run: that of 03, or a short one where 03 was not run."""
     if not (folder / "demo_output/demo/adapter/adapter.json").is_file():
-        folder.mkdir(exist_ok=True)
-        lace_lora(folder, "train --preset demo --max-train-steps 2 --prior-loss-weight 0 --log-with none")
+        line = "train --preset demo --images-dir lace --max-train-steps 2 --prior-loss-weight 0 --log-with none"
+        lace_lora(folder, line)
     return folder
 
 
@@ -88,10 +97,10 @@ def next_click():
 
 def test_02_a_caption_typed_in_the_gallery_is_kept_and_still_there_after_paging(opened):
     """L2, L11: it stands in annotations.txt, and as text, not as HTML."""
-    book = opened("02_annotate")
+    book = opened("02_annotate", images_dir="lace")
     book.run_all()
     book.wait_for("Gallery")
-    page, file = book.page, book.path.parent / "demo_output/pictures/annotations.txt"
+    page, file = book.page, book.path.parent / "lace/annotations.txt"
     box = page.locator(".lace-gallery-caption textarea").first
     box.fill("")
     box.press_sequentially(TYPED, delay=2)
@@ -108,7 +117,7 @@ def test_02_a_caption_typed_in_the_gallery_is_kept_and_still_there_after_paging(
 
 def test_03_a_training_is_changed_in_the_form_watched_stopped_and_goes_on(opened):
     """L2, L14: prompt and steps as typed; ■ ends it after a step; the same cell again goes on to the end."""
-    book = opened("03_train", train_batch_size=2, num_class_images=2)
+    book = opened("03_train", images_dir="lace", train_batch_size=2, prior_loss_weight=0.0)
     for title in ("Install", "", "Plan", "Form"):
         book.run(title)
         book.wait_for(title)
@@ -173,7 +182,7 @@ def test_05_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(op
     """P24: an answer by button, one typed, one taken back; what was said stands on the disk and in the report."""
     if not (trained / "demo_output/demo/images").is_dir():
         lace_lora(trained, "generate --preset demo --num-images 2 --num-inference-steps 4 --refine none")
-    book = opened("05_evaluate", num_evaluated=4, num_inference_steps=4)
+    book = opened("05_evaluate", images_dir="lace", unseen_dir="unseen", num_evaluated=4, num_inference_steps=4)
     evaluation = book.path.parent / "demo_output/demo/evaluation"
     book.run_all()
     book.wait_for(REPORT)
@@ -196,7 +205,7 @@ def test_05_pairs_are_chosen_blind_by_button_and_by_key_and_designs_are_rated(op
         experts.locator(f".lace-rating-{scale} button", has_text="4").click()
     experts.locator("button.lace-rating-save").click()
     ratings = evaluation / "ratings.csv"
-    until(lambda: ratings.is_file() and "sheet,0," in ratings.read_text(encoding="utf-8"), "the rating is kept")
+    until(lambda: ratings.is_file() and "\nsheet" in ratings.read_text(encoding="utf-8"), "the rating is kept")
     book.run(REPORT)
     book.wait_for(REPORT)
     report = (evaluation.parent / "report.html").read_text(encoding="utf-8")

@@ -1,12 +1,10 @@
-"""The notebooks as files (short cells, plain words, outputs that can be compared), and the stop button in a kernel."""
+"""The notebooks as files (short cells, plain words, outputs that can be compared)."""
 
 import ast
 import re
-import time
 
 import nbformat
 import pytest
-from jupyter_client.manager import start_new_kernel
 from nbval.plugin import get_sanitize_patterns
 
 from lace_lora import batch
@@ -178,50 +176,6 @@ def test_what_differs_between_two_right_runs_is_not_compared(one, other):
 )
 def test_what_a_wrong_result_would_change_is_compared(one, other):
     assert sanitized(one) != sanitized(other)
-
-
-# -- the stop button --
-
-
-def run_cell(client, code, stop_at="", kernel=None):
-    """Run code as a front-end that draws widgets does; press stop once progress matches; return status and output."""
-    client.execute(code, allow_stdin=True)
-    said, pressed = [], False
-    while True:
-        message = client.get_iopub_msg(timeout=120)
-        content = message["content"]
-        if message["msg_type"] == "status" and content["execution_state"] == "idle":
-            break
-        said.append(content.get("text") or str(content.get("data") or content.get("evalue") or ""))
-        if stop_at and not pressed and re.search(stop_at, said[-1]):
-            kernel.interrupt_kernel()
-            pressed = True
-    return client.get_shell_msg(timeout=120)["content"]["status"], "\n".join(said)
-
-
-@pytest.mark.slow
-def test_stop_finishes_the_step_and_saves_and_running_the_cell_again_goes_on(tmp_path):
-    """L14: in a kernel whose front-end draws widgets; the stop is the front-end's own interrupt."""
-    cells = code_of(BOOKS["03_train.ipynb"])
-    short = "preset = 'demo'; max_train_steps = 40; num_class_images = 2; prior_loss_weight = 0.0"
-    kernel, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
-    try:
-        for code in (cells[0].source, f"{cells[1].source}\n{short}", cells[2].source, cells[3].source):
-            status, said = run_cell(client, code)
-            assert status == "ok", said
-        assert "application/vnd.jupyter.widget-view+json" in said  # the form is drawn
-        status, said = run_cell(client, cells[4].source, stop_at=r"step [4-9]/40", kernel=kernel)
-        assert status == "ok" and re.search(r"Stopped at step \d+ of 40", said), said[-2000:]
-        stopped = int(re.search(r"Stopped at step (\d+)", said)[1])
-        assert (tmp_path / f"demo_output/demo/checkpoints/step-{stopped:06d}").is_dir()
-        status, said = run_cell(client, cells[4].source)
-        assert status == "ok" and f"after step {stopped}" in said and "not finished" not in said, said[-2000:]
-        status, said = run_cell(client, "page.say(f'{adapter.facts.step} steps')")
-        assert (status, "40 steps" in said) == ("ok", True)
-    finally:
-        client.stop_channels()
-        kernel.shutdown_kernel(now=True)
-        time.sleep(0.1)
 
 
 def test_an_error_that_was_shown_keeps_no_model_in_memory():

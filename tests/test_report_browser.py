@@ -1,11 +1,6 @@
-"""The report in a real browser, at desktop and phone width, light and dark (C13, L20).
+"""The report in a real browser, at desktop and phone width, light and dark (C13, L20)."""
 
-Run by name: pytest -m slow tests/test_report_browser.py, with the package playwright and a chromium.
-"""
-
-import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 from PIL import Image
@@ -13,12 +8,7 @@ from PIL import Image
 from lace_lora import report
 from tests.reporting import EVALUATION, reported_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("playwright") is None, reason="playwright not installed: pip install -e '.[browser]'"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt install chromium"),
-]
+pytestmark = pytest.mark.browser
 # The contrast of each text with what lies behind it, by the formula of WCAG 2.1; the worst one with its text.
 CONTRAST = """() => {
   const linear = v => v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4
@@ -36,16 +26,6 @@ CONTRAST = """() => {
     if (ratio < worst[0]) worst = [ratio, one.textContent.slice(0, 60)]
   }
   return worst }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
