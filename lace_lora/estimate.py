@@ -6,11 +6,21 @@ row says whether it was measured (throughput). Nothing here loads torch, so that
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from lace_lora import coefficients, costs, demo, experience, fitting, own_folders, presets, stage_needs, throughput
+from lace_lora import (
+    coefficients,
+    demo,
+    experience,
+    fitting,
+    own_folders,
+    plans,
+    presets,
+    stage_needs,
+    throughput,
+)
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.errors import MachineError
@@ -19,7 +29,6 @@ from lace_lora.families import folders
 from lace_lora.machine import Machine, models_folder
 from lace_lora.plans import Caution as Caution
 from lace_lora.plans import Choice as Choice
-from lace_lora.plans import Elsewhere
 from lace_lora.plans import Plan as Plan
 from lace_lora.plans import side_by_side as side_by_side
 from lace_lora.stage_needs import Job
@@ -110,7 +119,7 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int, known: Exper
         encoded_gb=stage_needs.encoded_bytes(job) / fitting.GIB,
         downloads=tuple(one for one in stage_needs.downloads(job.config, job.model) if not _is_here(one[0])),
         remarks=(*_remarks(job), *choosing.costs()),
-        elsewhere=_elsewhere(job),
+        elsewhere=plans.elsewhere(job),
         known=known,
     )
 
@@ -343,30 +352,6 @@ def _remarks(job: Job) -> list[str]:
     if not job.model.is_counted:
         found.append("this base model has a shape of its own: its numbers are SDXL's, scaled by its weights")
     return found
-
-
-def _elsewhere(job: Job) -> tuple[Elsewhere, ...]:
-    """The same training on the usual machines, as they would choose precision and checkpointing."""
-    if job.config.pretrained_model == demo.MODEL or not job.model.is_counted:
-        return ()
-    own = throughput.name_of(job.machine.gpu_name or "", job.machine.vram_gb)
-    found = []
-    for gpu in throughput.table()["usual"]:
-        if gpu == own:
-            continue
-        there = throughput.machine(gpu)
-        precision, _ = there.precision("auto")
-        ways = [("none", mode) for mode in fitting.MODES] + [("nf4", mode) for mode in fitting.MODES]
-        for quantization, mode in ways:
-            memory = {"quantization": quantization, "gradient_checkpointing": mode, "num_processes": 1}
-            moved = replace(job, machine=there, precision=precision, config=job.config.with_preset(memory))
-            if fitting.has_room(moved, ("train",)):
-                minutes = stage_needs.train(moved).minutes
-                found.append(Elsewhere(gpu, minutes, costs.of(gpu, minutes or 0.0), True))
-                break
-        else:
-            found.append(Elsewhere(gpu, None, (), False))
-    return tuple(found)
 
 
 def _warnings(job: Job, misfits: tuple[fitting.Misfit, ...]) -> tuple[Caution, ...]:

@@ -1,10 +1,10 @@
 """A plan as a value: what will run, what every stage takes, what it costs, and the words in which doors print it."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lace_lora import coefficients, costs, fitting, stage_needs, throughput
+from lace_lora import coefficients, costs, demo, fitting, stage_needs, throughput
 from lace_lora.config import Config
 from lace_lora.experience import NOTHING, Experience
 from lace_lora.fitting import Misfit
@@ -266,6 +266,30 @@ def time(minutes: float) -> str:
 
 def _about(minutes: float) -> str:
     return time(minutes) if minutes < 0.75 else f"about {time(minutes)}"
+
+
+def elsewhere(job: Job) -> tuple[Elsewhere, ...]:
+    """The same training on the usual machines, as they would choose precision and checkpointing."""
+    if job.config.pretrained_model == demo.MODEL or not job.model.is_counted:
+        return ()
+    own = throughput.name_of(job.machine.gpu_name or "", job.machine.vram_gb)
+    found = []
+    for gpu in throughput.table()["usual"]:
+        if gpu == own:
+            continue
+        there = throughput.machine(gpu)
+        precision, _ = there.precision("auto")
+        ways = [("none", mode) for mode in fitting.MODES] + [("nf4", mode) for mode in fitting.MODES]
+        for quantization, mode in ways:
+            memory = {"quantization": quantization, "gradient_checkpointing": mode, "num_processes": 1}
+            moved = replace(job, machine=there, precision=precision, config=job.config.with_preset(memory))
+            if fitting.has_room(moved, ("train",)):
+                minutes = stage_needs.train(moved).minutes
+                found.append(Elsewhere(gpu, minutes, costs.of(gpu, minutes or 0.0), True))
+                break
+        else:
+            found.append(Elsewhere(gpu, None, (), False))
+    return tuple(found)
 
 
 def side_by_side(plans: dict[str, Plan]) -> str:
