@@ -47,6 +47,8 @@ def test_one_call_leaves_exactly_these_files_and_says_what_was_learnt(quick):
         "adapter/pytorch_lora_weights.safetensors",
         "adapter/demo.safetensors",
         "adapter/adapter.json",
+        *(f"samples/step-00000{step}/sample_0{number}.png" for step in (0, 3) for number in range(4)),
+        "samples/film_strip.png",
         *(f"images/sheet/{kind}_00{number}.png" for kind in ("refined_output", "base_result") for number in (0, 1)),
         "images/sheet/images.jsonl",
         "images/sheet/request.json",
