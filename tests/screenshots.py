@@ -73,7 +73,6 @@ def of_04(book: Book) -> None:
     """The form, and the designs with two favourites."""
     book.run_all()
     book.wait_for("Favourites again, or variations")
-    keep(book, "04_form.png", book.output("Form"), height=900)
     for place in (0, 2):
         book.page.locator("button.lace-designs-star").nth(place).click()
     book.page.locator(".lace-designs-starred").nth(1).wait_for()
