@@ -102,10 +102,10 @@ def add(run: RunFolder, rating: Rating) -> None:
     Raises SettingsError for a rating that is none, or a table without a column that is needed; RunError or MachineError
     where it cannot be written, for instance while Excel on Windows has it open, or the run is gone with its Drive.
     """
-    places.check_there(run.root)
     _, wrong = _checked(dict(zip(COLUMNS, astuple(rating), strict=True)))
     if wrong:
         raise SettingsError(f"This is no rating: {'; '.join(wrong)}.")
+    places.check_there(run.root)
     path, text = run.ratings, _text(run)
     if broken := next((row for row in _rows(text) if row.fault.startswith("its quotes")), None):
         raise SettingsError(

@@ -17,7 +17,7 @@ ONE, OTHER = "a1" * 32, "b2" * 32
 
 @pytest.fixture
 def run(tmp_path):
-    return RunFolder(tmp_path / "rose")
+    return RunFolder(tmp_path / "rose").create()
 
 
 def rated(design, clarity=4, compliance=3, rater="", adapter=ONE, sheet="sheet", at="2026-11-21T10:00:00+00:00"):

@@ -33,7 +33,7 @@ class Clock:
 
 @pytest.fixture
 def run(tmp_path):
-    return RunFolder(tmp_path / "out" / "rose")
+    return RunFolder(tmp_path / "out" / "rose").create()
 
 
 @pytest.fixture
