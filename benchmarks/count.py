@@ -94,10 +94,9 @@ def of_folders(base: Path, refiner: Path) -> Architecture:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass takes: FLOPs (two a multiply-add), and bytes that it keeps and holds at most beside the weights."""
+    """What one pass takes: FLOPs (two a multiply-add), and bytes that it holds at most beside the weights."""
 
     flop: int
-    kept: int
     peak: int
 
 
@@ -186,12 +185,11 @@ def measured(module: Any, work: Callable[[], Tensor], learns: bool = False) -> P
     try:
         with fused_attention(), counter, torch.set_grad_enabled(learns):
             output = work()
-            kept = counter.now
             if learns:
                 output.square().mean().backward()  # type: ignore[no-untyped-call]
     finally:
         _counters.pop()
-    return Pass(counter.flop, kept, counter.peak)
+    return Pass(counter.flop, counter.peak)
 
 
 # -- the networks --
@@ -298,7 +296,7 @@ def _of_size(module: Any, work: Callable[[int, int], Callable[[], Tensor]]) -> d
 
 
 def training(what: Architecture, targets: str, mode: str) -> dict[str, Any]:
-    """Coefficients of one picture's forward and backward pass: FLOP, kept and peak bytes, and those a rank."""
+    """Coefficients of one picture's forward and backward pass: FLOP and peak bytes, and those a rank."""
     found: dict[tuple[int, int], Pass] = {}
     for rank in RANKS:
         unet, _ = unet_with_lora(what.unet, targets, mode, rank)
@@ -306,7 +304,7 @@ def training(what: Architecture, targets: str, mode: str) -> dict[str, Any]:
             found[rank, side] = measured(unet, unet_pass(unet, side, side, what.pooled), learns=True)
     low, high = RANKS
     table = {}
-    for name in ("flop", "kept", "peak"):
+    for name in ("flop", "peak"):
         at = {key: float(getattr(one, name)) for key, one in found.items()}
         slope = [(side**2, (at[high, side] - at[low, side]) / (high - low)) for side in (SIDES[0], SIDES[-1])]
         a_rank = _line(slope)

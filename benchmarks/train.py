@@ -183,7 +183,7 @@ def _last_words(error: Exception) -> str:
 
 def predicted(task: Task, row: Row) -> dict[str, float | None]:
     """GiB that PyTorch holds at most, and seconds a step, as the plan would say; None where it knows no speed."""
-    from lace_lora import config, estimate
+    from lace_lora import coefficients, config, stage_needs
     from lace_lora.machine import Machine
 
     settings = config.load(
@@ -192,9 +192,8 @@ def predicted(task: Task, row: Row) -> dict[str, float | None]:
         quantization="nf4" if row["dtype"] == "nf4" else "none", num_processes=1, validate_every=0,
     )  # fmt: skip
     precision = "bf16" if row["dtype"] == "nf4" else row["dtype"]
-    gib = estimate.training_gib(settings, precision, row["checkpointing"], settings.quantization)
-    minutes = estimate.training_minutes(settings, Machine.here())
-    return {"gib": gib, "seconds": None if minutes is None else 60 * minutes}
+    job = stage_needs.Job(settings, 1, Machine.here(), precision, coefficients.of(settings.pretrained_model))
+    return {"gib": stage_needs.training_gib(job), "seconds": stage_needs.train(job).seconds}
 
 
 def parser() -> argparse.ArgumentParser:

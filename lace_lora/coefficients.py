@@ -6,7 +6,6 @@ test counts them again. n is the number of latent cells of a picture (128 × 128
 flop         [1, n, n²]  of one pass of one row; two a multiply-add. Attention grows with the square
 flop_a_rank  [1, n]      what each rank adds to a training step
 peak         [1, n]      bytes held at most in one pass beside weights and gradients, in half precision; twice in fp32
-kept         [1, n]      of these, bytes that wait for the backward pass
 quantizable              numbers in linear layers, which NF4 keeps in 4 bits and a little
 """
 
@@ -101,10 +100,6 @@ class Coefficients:
     def step_bytes(self, cells: int, rank: int, targets: str, mode: str, width: int) -> float:
         """What that holds at most beside weights and gradients."""
         return self._step("peak", cells, rank, targets, mode) * width / 2
-
-    def kept_bytes(self, cells: int, rank: int, targets: str, mode: str, width: int) -> float:
-        """What of it waits for the backward pass."""
-        return self._step("kept", cells, rank, targets, mode) * width / 2
 
     def _step(self, name: str, cells: int, rank: int, targets: str, mode: str) -> float:
         row = self.table["training"][targets][mode]

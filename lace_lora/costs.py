@@ -38,11 +38,6 @@ def of(gpu: str | None, minutes: float) -> tuple[Price, ...]:
     return tuple(sorted(found, key=lambda price: price.usd))
 
 
-def of_steps(steps: int, seconds_a_step: float, gpu: str | None) -> tuple[Price, ...]:
-    """C15: n steps × seconds a step × the rate of each offer."""
-    return of(gpu, steps * seconds_a_step / 60)
-
-
 def as_of() -> str:
     """The day of the price lists, and whose they are."""
     return f"prices of {throughput.table()['prices_as_of']}"

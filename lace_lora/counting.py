@@ -11,6 +11,13 @@ def counted(count: int, one: str, more: str = "") -> str:
     return f"{count} {one if count == 1 else more or one + 's'}"
 
 
+def seconds_in_words(seconds: float) -> str:
+    """ "40 s", "27 min", "3.4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def lines(say: Callable[[str], None], what: str, total: int, done: int = 0) -> Callable[[int], None]:
     """A counter that is told how many more are finished and says "what done/total" now and then."""
     began, first, every = perf_counter(), done, max(1, -(-total // LINES))
@@ -20,7 +27,7 @@ def lines(say: Callable[[str], None], what: str, total: int, done: int = 0) -> C
         before, done = done, done + more
         if done // every > before // every or done == total:
             each = (perf_counter() - began) / (done - first)
-            left = f"  {each * (total - done):.0f} s left" if done < total else ""
+            left = f"  {seconds_in_words(each * (total - done))} left" if done < total else ""
             say(f"{what:<9} {done:>{len(str(total))}}/{total}  {each:.1f} s each{left}")
 
     return tell

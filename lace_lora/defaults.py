@@ -55,7 +55,7 @@ class Defaults:
         sitting = self._sittings.setdefault(whole, new)
         back = [name for name in as_before if name in sitting.values]
         kept = {name: value for name, value in sitting.values.items() if name not in back} | dict(values)
-        if back and text == sitting.after:
+        if text == sitting.after:
             after = with_values(sitting.before, kept, path)
         else:  # somebody else wrote there, and what they wrote stays
             after = with_values(_taken_back(text, sitting.before, back, path), values, path)
@@ -224,7 +224,8 @@ def _replaced(text: str, key: yaml.Node, node: yaml.Node, value: Any) -> str:
     rest = text[end:]
     if "\n" not in text[start:end] and (gap := re.match(r" +(?=#)", rest)):
         rest = " " * max(1, len(gap[0]) - len(new) + end - start) + rest[gap.end() :]
-    return text[:start] + new + rest
+    before = text[:start] if new or (rest and not rest.startswith(("\r", "\n"))) else text[:start].rstrip(" ")
+    return before + new + rest
 
 
 def _end(text: str, node: yaml.Node) -> int:

@@ -19,14 +19,13 @@ from lace_lora import (
     plans,
     presets,
     stage_needs,
-    throughput,
 )
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.errors import MachineError
 from lace_lora.experience import NOTHING, Experience
 from lace_lora.families import folders
-from lace_lora.machine import Machine, models_folder
+from lace_lora.machine import GIB, Machine, models_folder
 from lace_lora.plans import Caution as Caution
 from lace_lora.plans import Choice as Choice
 from lace_lora.plans import Plan as Plan
@@ -116,7 +115,7 @@ def plan(settled: presets.Settled, machine: Machine, pictures: int, known: Exper
         stages=stages,
         misfits=misfits,
         is_counted=job.model.is_counted,
-        encoded_gb=stage_needs.encoded_bytes(job) / fitting.GIB,
+        encoded_gb=stage_needs.encoded_bytes(job) / GIB,
         downloads=tuple(one for one in stage_needs.downloads(job.config, job.model) if not _is_here(one[0])),
         remarks=(*_remarks(job), *choosing.costs()),
         elsewhere=plans.elsewhere(job),
@@ -151,33 +150,14 @@ def check_fits(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> None:
         raise MachineError(words)
 
 
-DRAWING = ("generate", "refine", "decode")
-
-
 def check_drawing(config: Config, machine: Machine) -> Plan:
     """The same for new designs, before their models are loaded; returns their plan.
 
     config  settled, its numbers may still be auto; its base model and sizes are those that will be drawn with
     """
     found = plan(presets.Settled(config, "none", "as set", {}), machine, 1)
-    check_fits(found, DRAWING)
+    check_fits(found, fitting.DRAWING)
     return found
-
-
-def training_gib(config: Config, precision: str, checkpointing: str, quantization: str = "none") -> float:
-    """GiB on the GPU while training: weights, LoRA with gradient and optimizer, activations; without CUDA's own.
-
-    precision  fp32, fp16 or bf16; in the latter two the layers hold copies of the LoRA in it
-    """
-    chosen = config.with_preset({"gradient_checkpointing": checkpointing, "quantization": quantization})
-    machine = throughput.machine("cpu")
-    return stage_needs.training_gib(Job(chosen, 1, machine, precision, coefficients.of(config.pretrained_model)))  # type: ignore[arg-type]
-
-
-def training_minutes(config: Config, machine: Machine) -> float | None:
-    """Minutes of the training steps and of the looks at held-out pictures, or None where the speed is not known."""
-    precision, _ = machine.precision(config.mixed_precision)
-    return stage_needs.train(Job(config, 1, machine, precision, coefficients.of(config.pretrained_model))).minutes
 
 
 # -- choosing --
@@ -245,7 +225,7 @@ class _Choosing:
             saved = plain.weights_gb - small.weights_gb
             found.append(f"quantization nf4, as set: {slower}{saved:.1f} GB less memory, the base a little coarser")
         if self.config.mixed_precision == "no" and "mixed_precision" in self.as_set and self.machine.gpu_name:
-            more_gb = self.model.weight_bytes("unet", 2) / fitting.GIB
+            more_gb = self.model.weight_bytes("unet", 2) / GIB
             found.append(f"mixed_precision no, as set: {more_gb:.1f} GB more for the base, and no fast units are used")
         return found
 
@@ -361,7 +341,7 @@ def _warnings(job: Job, misfits: tuple[fitting.Misfit, ...]) -> tuple[Caution, .
     def warn(setting: str, sentence: str) -> None:
         found.append(Caution(setting, sentence))
 
-    for stages, setting in ((fitting.TRAINING, "train_batch_size"), (DRAWING, "width")):
+    for stages, setting in ((fitting.TRAINING, "train_batch_size"), (fitting.DRAWING, "width")):
         short = [one for one in misfits if one.stage in stages]
         if short and job.model.is_counted:
             advised = fitting.changes(job, stages, short[0].memory)

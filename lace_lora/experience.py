@@ -18,6 +18,7 @@ from typing import Any
 from lace_lora import __version__, checkpoint, throughput
 from lace_lora.errors import LaceError
 from lace_lora.machine import Machine
+from lace_lora.run_folder import RunFolder
 from lace_lora.throughput import Speed, Work
 
 KEPT, SELFTEST = "measured.json", "selftest.json"  # below cache_dir
@@ -112,7 +113,7 @@ NOTHING = Experience()
 def read(cache_dir: str | Path, machine: Machine | None = None, runs_dir: str | Path | None = None) -> Experience:
     """All that is known here. Never fails: a file that is missing or damaged tells nothing.
 
-    runs_dir  looked into where nothing is known of this machine: the run.json of up to eight runs there
+    runs_dir  looked into where nothing is known of this machine: the run.json of the newest eight there
     """
     folder = Path(cache_dir).expanduser()
     tested = _content(folder / SELFTEST)
@@ -163,12 +164,21 @@ def _parsed(path: str, size: int, changed_ns: int) -> dict[str, Any]:
 
 
 def _of_runs(folder: Path) -> list[Figure]:
-    """What the run.json of the runs in a folder tell."""
+    """What the run.json of the newest runs in a folder tell."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())[:RUNS_LOOKED_AT]
+        records = [RunFolder(Path(entry.path)).record for entry in os.scandir(folder) if entry.is_dir()]
+        newest = sorted(records, key=_changed, reverse=True)[:RUNS_LOOKED_AT]
     except OSError:
         return []
-    return [one for name in names for one in _figures(_content(folder / name / "run.json").get("figures"))]
+    return [one for record in newest for one in _figures(_content(record).get("figures"))]
+
+
+def _changed(record: Path) -> float:
+    """When a run was last at work, in seconds; 0 where there is no run."""
+    try:
+        return record.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _figures(rows: object) -> list[Figure]:

@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 from lace_lora import coefficients, experience, stage_needs, throughput
 from lace_lora.errors import LaceError
 from lace_lora.experience import NOTHING, Figure
+from lace_lora.fitting import DRAWING
 from lace_lora.plans import Plan
 from lace_lora.stage_needs import Job
 
 FEWEST_STEPS = 3  # below them the first one, which is slower, would count too much
-STAGES = ("generate", "refine", "decode")
-GIB = 1024**3
 
 T = TypeVar("T")
 
@@ -77,7 +76,7 @@ def of_drawing(plan: Plan, watch: Watch, base_model: str, sizes: Collection[tupl
         return []
     width, height = next(iter(sizes))
     found = []
-    for stage in STAGES:
+    for stage in DRAWING:
         designs, seconds = watch.designs.get(stage, 0), watch.seconds(stage)
         if not designs or not seconds:
             continue

@@ -8,11 +8,11 @@ from lace_lora import stage_needs, throughput
 from lace_lora.machine import Machine
 from lace_lora.stage_needs import Job, Stage
 
-GIB = stage_needs.GIB
 SPARE = 0.95  # part of a memory that can be used; the rest is lost between blocks of different sizes, or the system's
 ADVISED = 3  # changes that are named
 MODES = ("none", "transformers", "full")
 TRAINING = ("encode pictures", "encode captions", "class pictures", "train", "sample")
+DRAWING = ("generate", "refine", "decode")
 VRAM, RAM = "GPU memory", "memory (RAM)"
 
 

@@ -8,6 +8,7 @@ import ipywidgets
 
 from lace_lora import plan_view
 from lace_lora.config import GROUPS
+from lace_lora.counting import counted
 from lace_lora.entries import Entries
 from lace_lora.fields import STYLE, draw, help_of
 from lace_lora.form_parts import Fold, Said, button, message, notice, telling
@@ -132,7 +133,11 @@ class FormPanel:
         differing = sum(self._entries.differs(name) for name in inside)
         warned = sum(caution.setting in inside for caution in self._entries.cautions())
         mending = sum(name in inside for name in to_mend)
-        parts = [f"{len(inside)} settings", f"{differing} differ from the defaults" if differing else "all defaults"]
+        verb = "differs" if differing == 1 else "differ"
+        parts = [
+            counted(len(inside), "setting"),
+            f"{differing} {verb} from the defaults" if differing else "all defaults",
+        ]
         parts += [f"warnings: {warned}"] if warned else []
         parts += [f"to be mended: {mending}"] if mending else []
         return ", ".join(parts)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lace_lora.checkpoint import PARTIAL, is_forgotten
 from lace_lora.copying import copy_file
+from lace_lora.counting import seconds_in_words
 from lace_lora.image_files import LARGEST_FILE_GB
 
 READERS = 12  # at once: Drive takes its time for each file
@@ -166,7 +167,7 @@ def _progress(say: Say, sizes: list[int]) -> Callable[[int], None]:
         count, done = count + 1, done + size
         if count % every == 0 or count == len(sizes):
             left = (time.perf_counter() - began) / done * (total - done)
-            waits = f"  {left / 60:.0f} min left" if left >= 90 else f"  {left:.0f} s left"
+            waits = f"  {seconds_in_words(left)} left"
             amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB{waits if count < len(sizes) else ''}"
             say(f"copied    {count:>{len(str(len(sizes)))}}/{len(sizes)}  {amount}")
 

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from lace_lora.config import Config
+from lace_lora.counting import seconds_in_words
 from lace_lora.errors import LaceError, MachineError
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
-from lace_lora.machine import is_out_of_memory
+from lace_lora.machine import GIB, is_out_of_memory
 from lace_lora.mirror import Mirror
 from lace_lora.steps import Step
 
 with quiet():
     import torch
 
-GIB = 1024**3
 LINES_A_RUN = 25  # of progress
 
 Say = Callable[[str], None]
@@ -88,7 +88,7 @@ def printer(record: Journal, say: Say) -> Callable[[Step], None]:
             return
         memory = f"  {torch.cuda.max_memory_allocated() / GIB:.1f} GB" if torch.cuda.is_available() else ""
         left = record.seconds_left(step.number, step.total)
-        remaining = f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
+        remaining = f"{seconds_in_words(left)} left"
         width = len(str(step.total))
         say(
             f"step {step.number:>{width}}/{step.total}  loss {record.recent_loss():.4f}  "

@@ -8,11 +8,10 @@ from lace_lora import coefficients, costs, demo, fitting, stage_needs, throughpu
 from lace_lora.config import Config
 from lace_lora.experience import NOTHING, Experience
 from lace_lora.fitting import Misfit
-from lace_lora.machine import Machine
+from lace_lora.machine import GIB, Machine
 from lace_lora.stage_needs import Job, Stage
 from lace_lora.throughput import Speed
 
-GIB = 1024**3
 REASONS_SHOWN = 9  # of the choices, so that a plan stays a page that is read
 
 
@@ -233,11 +232,11 @@ class Plan:
     def _time_words(self) -> str:
         if self.minutes is None or self.total_minutes is None:
             return "not known for this machine"
-        drawing = sum(one.minutes or 0 for one in self.stages if one.name in ("generate", "refine", "decode"))
+        drawing = sum(one.minutes or 0 for one in self.stages if one.name in fitting.DRAWING)
         before = self.total_minutes - self.minutes - drawing
         price = f"; all of it {self.prices[0]}" if self.prices and self.machine.is_colab else ""
         return (
-            f"{_about(self.minutes)} to train ({self.time_is}), {time(before)} before and beside it, "
+            f"{about(self.minutes)} to train ({self.time_is}), {time(before)} before and beside it, "
             f"{time(drawing)} for {self.config.num_images} designs{price}"
         )
 
@@ -264,7 +263,8 @@ def time(minutes: float) -> str:
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def _about(minutes: float) -> str:
+def about(minutes: float) -> str:
+    """The same of an estimate: about 52 min."""
     return time(minutes) if minutes < 0.75 else f"about {time(minutes)}"
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 from pathlib import Path
 
-from lace_lora import colab, data_utils, demo, estimate, install, own_folders, presets
+from lace_lora import colab, data_utils, demo, estimate, install, own_folders, places, presets
 from lace_lora.config import Config
 from lace_lora.errors import LaceError
 from lace_lora.families import folders
@@ -147,9 +147,4 @@ def _output(config: Config) -> Row:
 
 def _can_write(folder: str) -> bool:
     """Whether a folder can be written, or made."""
-    path = Path(folder).expanduser()
-    try:
-        parent = next(one for one in (path, *path.absolute().parents) if one.exists())
-    except OSError:  # a Drive that has dropped
-        return False
-    return os.access(parent, os.W_OK)
+    return os.access(places.nearest(Path(folder)), os.W_OK)

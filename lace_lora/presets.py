@@ -96,9 +96,7 @@ def choose(config: Config, machine: Machine) -> tuple[str, str]:
 def settle(config: Config, machine: Machine) -> Settled:
     """Apply the preset below what was given: default < preset < config.yaml < override.
 
-    The demo is the exception: it brings its own model, pictures and sizes, so only explicit overrides beat it. Where it
-    was not asked for, it beats no more than the eleven keys of the shipped file, and leaves a person's folder of
-    photographs: they can be looked at and captioned without a GPU.
+    The demo is the exception (see `beaten_by`).
     """
     name, why = choose(config, machine)
     if name == "none":
@@ -109,17 +107,30 @@ def settle(config: Config, machine: Machine) -> Settled:
             f"The preset {name} is for {FAMILIES.get(preset.family, preset.family)}, which Lace LoRA cannot train yet. "
             "Choose preset auto, which takes the one for SDXL that suits this machine."
         )
-    kept = config.overridden if name == "demo" else config.given
-    if name == "demo" and config.preset == "auto":
-        kept |= config.given - set(USER_KEYS)  # these stand in every shipped file, and name SDXL and Drive
-        kept |= {"images_dir"} if _is_folder(config.images_dir) else set()
+    beaten = beaten_by(name, config)
+    kept = config.overridden | (config.given - beaten)
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
     reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
     filled = config.with_preset(used | {"preset": "none"})
-    pictures = OWN.format(resolution=filled.resolution) if "images_dir" in kept else DRAWN
+    pictures = DRAWN if "images_dir" in used else OWN.format(resolution=filled.resolution)
     banner = DEMO_BANNER.format(pictures=pictures) if name == "demo" and was_chosen else ""
     return Settled(filled, name, why, reasons, banner, machine)
+
+
+def beaten_by(preset: str, config: Config) -> set[str]:
+    """Settings that count for nothing in a settings file with this preset in force: explicit overrides alone beat it.
+
+    The demo brings its own model, pictures and sizes. Where it was not asked for, it beats no more than the eleven
+    keys, which stand in every shipped file and name SDXL and Drive; and it leaves a person's folder of photographs:
+    they can be looked at and captioned without a GPU.
+    """
+    if preset != "demo":
+        return set()
+    brought = set(read(preset).settings)
+    if config.preset != "auto":
+        return brought
+    return brought & set(USER_KEYS) - ({"images_dir"} if _is_folder(config.images_dir) else set())
 
 
 def draws_its_own(settled: Settled) -> bool:

@@ -16,6 +16,7 @@ import ipywidgets
 from IPython.display import display
 
 from lace_lora import checkpoint
+from lace_lora.counting import seconds_in_words
 from lace_lora.curves import chart
 from lace_lora.form_parts import picture
 from lace_lora.notebook import has_front_end
@@ -52,8 +53,8 @@ class Pace:
             return ""
         each = (now - then) / (last - first)
         if number == total:
-            return f"{each:.1f} s each  {_duration(perf_counter() - self._began)} in all"
-        return f"{each:.1f} s each  {_duration(each * (total - number))} left"
+            return f"{each:.1f} s each  {seconds_in_words(perf_counter() - self._began)} in all"
+        return f"{each:.1f} s each  {seconds_in_words(each * (total - number))} left"
 
 
 class Bar:
@@ -173,7 +174,3 @@ def _samples(run: RunFolder, before: int) -> list[tuple[int, tuple[Path, ...]]]:
     numbered = {checkpoint.number_in(folder.name): folder for folder in run.samples.glob("step-*")}
     found = sorted((number, folder) for number, folder in numbered.items() if number is not None and number < before)
     return [(number, tuple(sorted(folder.glob("*.png")))) for number, folder in found]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

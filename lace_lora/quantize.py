@@ -17,6 +17,7 @@ from lace_lora import checkpoint, tensor_files
 from lace_lora.errors import LaceError, MachineError
 from lace_lora.families import folders, sdxl
 from lace_lora.families.quiet import quiet
+from lace_lora.machine import GIB
 
 with quiet():
     import torch
@@ -26,7 +27,6 @@ with quiet():
 BLOCK = 64  # numbers that share a scale; a layer whose sides are no multiples of it stays as it is
 FILE = "unet.safetensors"
 LINEAR_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a number: 4 bits, its share of an 8-bit scale, and of that one's own
-GIB = 1024**3
 
 Say = Callable[[str], None]
 

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lace_lora import costs, estimate, experience, presets, throughput
+from lace_lora import costs, estimate, experience, plans, presets, throughput
 from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures
 from lace_lora.errors import LaceError, ModelError, PicturesError
-from lace_lora.estimate import DRAWING, Caution, Plan
+from lace_lora.estimate import Caution, Plan
 from lace_lora.experience import Experience
+from lace_lora.fitting import DRAWING
 from lace_lora.machine import Machine
 from lace_lora.presets import Settled
 
@@ -122,7 +123,7 @@ def plan_summary(plan: Plan) -> Rows:
     pictures_a_step = int(config.train_batch_size) * int(config.gradient_accumulation_steps)
     return [
         ("GPU memory", _memory(plan.machine, plan.vram_gb, plan.fits)),
-        ("time", _duration(plan.minutes, plan.time_is)),
+        ("time", _time(plan.minutes, plan.time_is)),
         *_cost(plan.machine, minutes),
         ("steps", f"{config.max_train_steps} of {pictures_a_step} pictures"),
         ("passes", f"{plan.epochs:.1f} over {plan.pictures} pictures at {config.resolution} px"),
@@ -142,7 +143,7 @@ def drawing_summary(found: Drawing) -> Rows:
     if config.favourites_of or config.prompts_file:  # how many these are is not known before they are read
         return [*rows, ("designs", f"as many as {'favourites_of' if config.favourites_of else 'prompts_file'} names")]
     designs = ("designs", f"{config.num_images} of {size}")
-    return [*rows, ("time", _duration(minutes, time_is)), *_cost(plan.machine, minutes), designs]
+    return [*rows, ("time", _time(minutes, time_is)), *_cost(plan.machine, minutes), designs]
 
 
 def _memory(machine: Machine, vram_gb: float, fits: bool) -> str:
@@ -162,13 +163,8 @@ def _cost(machine: Machine, minutes: float | None) -> Rows:
     return [("cost", f"{price} ({costs.as_of()})" if price.usd else str(price)) for price in found]
 
 
-def _duration(minutes: float | None, time_is: str) -> str:
-    if minutes is None:
-        return "not known for this machine"
-    if minutes < 1:
-        return f"under a minute ({time_is})"
-    hours, rest = divmod(round(minutes), 60)
-    return f"about {f'{hours} h {rest} min' if hours else f'{rest} min'} ({time_is})"
+def _time(minutes: float | None, time_is: str) -> str:
+    return "not known for this machine" if minutes is None else f"{plans.about(minutes)} ({time_is})"
 
 
 def _counted(settled: presets.Settled) -> int | PicturesError:

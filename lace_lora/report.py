@@ -16,6 +16,7 @@ from lace_lora import annotations, config_text, curves, report_designs, report_e
 from lace_lora import report_parts as parts
 from lace_lora.checkpoint import write_text
 from lace_lora.config import Config
+from lace_lora.counting import seconds_in_words
 from lace_lora.declarations import unit_of
 from lace_lora.errors import RunError
 from lace_lora.file_names import printable, public_name
@@ -261,7 +262,8 @@ def _costs(told: _Told) -> str:
     rows = []
     if seconds:
         rows.append(("a training step, median", f"{number(round(median(seconds), 4))} s, from log.jsonl"))
-        rows.append(("all training steps", f"{_duration(sum(seconds))} for {len(seconds):,} steps, from log.jsonl"))
+        whole = seconds_in_words(sum(seconds))
+        rows.append(("all training steps", f"{whole} for {len(seconds):,} steps, from log.jsonl"))
     if measured(record.get("seconds_per_step")) is not None:
         rows.append(
             ("a step with what comes between, lately", f"{number(record['seconds_per_step'])} s, from run.json")
@@ -272,12 +274,6 @@ def _costs(told: _Told) -> str:
     rows += [(name.replace("_", " "), f"{report_evidence.cell(record[name])}, from run.json") for name in known[:10]]
     rows += [(name, f"{text(record[name], 40)}, from run.json") for name in ("started", "updated") if record.get(name)]
     return facts(rows)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _measured(found: Evaluation) -> str:

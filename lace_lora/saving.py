@@ -33,8 +33,7 @@ class Saving:
             return f"Nothing was changed in this form{since}, so nothing was written."
         sentence = self._defaults.save(unsaved, settings.drive_mount_path, as_before=reset)
         self._saved = wanted
-        beaten = [name for name in unsaved if preset == "demo" and name in presets.read("demo").settings]
-        if beaten:
+        if beaten := [name for name in unsaved if name in presets.beaten_by(preset, settings)]:
             sentence += (
                 f" On this machine the demo is in force, which brings its own {', '.join(beaten)}: what is saved "
                 "counts where there is a GPU, or with another preset."

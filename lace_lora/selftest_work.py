@@ -18,12 +18,12 @@ from lace_lora.config import Config
 from lace_lora.errors import LaceError
 from lace_lora.families import random_model
 from lace_lora.families.quiet import quiet
+from lace_lora.machine import GIB
 from lace_lora.run_folder import RunFolder
 
 with quiet():
     import torch
 
-GIB = 1024**3
 # A process that is killed so has no chance to save anything. Windows has another word for the same.
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 

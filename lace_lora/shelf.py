@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lace_lora.families import sdxl as family
-from lace_lora.machine import Machine, is_out_of_memory
+from lace_lora.machine import GIB, Machine, is_out_of_memory
 
-GIB = 1024**3
 # What a GPU keeps free for working. SDXL's largest moment is decoding one picture of 1024 px in fp32: 3.0 GiB of
 # activations, counted on the meta device (a UNet's pass takes 0.31 a picture with guidance). CUDA itself takes 0.5, a
 # twentieth is lost between blocks of different sizes, and the fast convolutions want room to rearrange their input.

@@ -19,7 +19,7 @@ from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
 from lace_lora.losses import Pictures
-from lace_lora.machine import is_out_of_memory
+from lace_lora.machine import GIB, is_out_of_memory
 from lace_lora.parts import Parts
 from lace_lora.run_folder import RunFolder
 from lace_lora.steps import Step
@@ -27,7 +27,6 @@ from lace_lora.steps import Step
 with quiet():
     import torch
 
-GIB = 1024**3
 READ_EVERY_SECONDS = 2.0  # losses on a GPU: each look waits for the steps that are still being computed
 
 Say = Callable[[str], None]

@@ -11,10 +11,9 @@ from lace_lora import demo, throughput
 from lace_lora.coefficients import Coefficients
 from lace_lora.config import Config
 from lace_lora.experience import NOTHING, Experience, Figure
-from lace_lora.machine import Machine, Precision
+from lace_lora.machine import GIB, Machine, Precision
 from lace_lora.throughput import Speed, Work
 
-GIB = 1024**3
 CUDA_GIB = 0.5  # context and workspace of CUDA and its libraries; not measured yet
 # What Python and its libraries hold of the computer's memory; with CUDA they are larger.
 PROGRAM_GIB = {"cuda": 3.0, "cpu": 1.0}

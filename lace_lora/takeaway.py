@@ -3,6 +3,7 @@
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import ipywidgets
@@ -51,11 +52,21 @@ class TakeAway:
     def __init__(self, run: RunFolder) -> None:
         self._things = things(run)
         self._downloads: dict[Path, ipywidgets.Button] = {}
-        self.said = ipywidgets.HTML()
-        self.said.add_class("lace-take-away-said")
+
+    @cached_property
+    def said(self) -> ipywidgets.HTML:
+        """What came of the last press."""
+        line = ipywidgets.HTML()
+        line.add_class("lace-take-away-said")
+        return line
+
+    @cached_property
+    def widget(self) -> ipywidgets.Widget:
+        """A row for each thing, and the button that waits for Drive."""
         rows = [self._row(thing) for thing in self._things]
-        self.widget = ipywidgets.VBox([*rows, self._into_drive(), self.said])
-        self.widget.add_class("lace-take-away")
+        whole = ipywidgets.VBox([*rows, self._into_drive(), self.said])
+        whole.add_class("lace-take-away")
+        return whole
 
     def __repr__(self) -> str:
         return (
@@ -91,11 +102,8 @@ class TakeAway:
         return f"{done}{AFTERWARDS if gone else ''}"
 
     def _do(self, what: Callable[[], str]) -> None:
-        with form_parts.telling(self._say):
-            self._say(what())
-
-    def _say(self, text: str, is_wrong: bool = False) -> None:
-        self.said.value = form_parts.message(text, is_wrong)
+        say = form_parts.Said(self.said)
+        say.doing(lambda: say(what()))
 
 
 def _size(path: Path) -> str:

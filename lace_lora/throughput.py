@@ -47,11 +47,6 @@ class Speed:
     source: str
     seconds_a_pass: float = 0.0  # of a network beside its FLOPs
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether the row was measured, not worked out."""
-        return self.source != ESTIMATED
-
     def seconds(self, work: Work) -> float:
         """How long work takes."""
         rate = self.full_tflops if work.is_fp32 else self.half_tflops

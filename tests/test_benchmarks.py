@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from benchmarks import contenders, hardware, loops, meters, report, train
-from lace_lora import config, estimate
+from lace_lora import config, estimate, presets, stage_needs
+from tests.test_presets import A100
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -203,8 +204,11 @@ def test_the_gpus_rows_cover_every_mode_and_carry_the_plans_prediction(tmp_path)
     assert len(groups) == 3 * 2 * 3 * 2 and len({group[0].name for group in groups}) == 36
     task = contenders.Task("model", "pictures", str(tmp_path), 1024, device="cuda")
     told = train.predicted(task, {"dtype": "nf4", "batch": 4, "checkpointing": "full"})
-    settings = config.load(preset="none", resolution=1024, train_batch_size=4, rank=16)
-    assert told["gib"] == pytest.approx(estimate.training_gib(settings, "bf16", "full", "nf4"))
+    settings = config.load(
+        preset="none", train_batch_size=4, rank=16, resolution=1024, quantization="nf4", gradient_checkpointing="full"
+    )
+    planned = estimate.plan(presets.settle(settings, A100), A100, 1)  # which trains in bf16
+    assert told["gib"] == pytest.approx(stage_needs.training_gib(planned.job))
     assert told["seconds"] > 60  # on a CPU; estimated
 
 

@@ -19,10 +19,8 @@ import pytest
 from tests import browsing
 from tests.browsing import ROOT, SECONDS, until
 
-ipywidgets = pytest.importorskip("ipywidgets")
-IS_CLASSIC = ipywidgets.version_info[0] == 7 and any(
-    one.metadata["Name"] == "notebook" and one.version.startswith("6.") for one in metadata.distributions()
-)
+THERE = {one.metadata["Name"]: one.version for one in metadata.distributions()}
+IS_CLASSIC = THERE.get("ipywidgets", "").startswith("7.") and THERE.get("notebook", "").startswith("6.")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not IS_CLASSIC, reason="needs Notebook 6 and ipywidgets 7, as Colab has: make test-colab"),

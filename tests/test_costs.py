@@ -13,11 +13,11 @@ from tests.test_presets import A100, LAPTOP, T4
 
 def test_costs_are_steps_times_seconds_times_the_rate():
     """C15: 600 steps of 2 s are 20 minutes: Replicate's T4 takes $0.000225 a second, its CPU $0.0001."""
-    told = {price.offer: price for price in costs.of_steps(600, 2.0, "T4")}
+    told = {price.offer: price for price in costs.of("T4", 600 * 2.0 / 60)}
     assert told["Replicate"].usd == pytest.approx(1200 * 0.000225)
     assert told["Replicate"].assumption == "1200 s × $0.000225"
     assert (told["Colab"].usd, str(told["Colab"])) == (0.0, "free on Colab")
-    (cpu,) = costs.of_steps(600, 2.0, None)
+    (cpu,) = costs.of(None, 600 * 2.0 / 60)
     assert cpu.usd == pytest.approx(0.12) and str(cpu) == "about $0.12 on Replicate"
 
 
@@ -81,7 +81,7 @@ def test_a_larger_gpu_is_the_smallest_that_holds_it():
 def test_a_cpu_is_as_fast_as_its_cores_and_an_unknown_gpu_is_not_guessed():
     """C14."""
     two, four = (throughput.of(Machine(False, False, None, 0.0, (0, 0), 8, 8, 8, cores)) for cores in (2, 4))
-    assert four.full_tflops == 2 * two.full_tflops and not two.is_measured
+    assert four.full_tflops == 2 * two.full_tflops and two.source == throughput.ESTIMATED
     assert throughput.of(Machine(False, False, "NVIDIA Unheard Of", 12.0, (8, 0), 8, 8, 8, 4)) is None
 
 

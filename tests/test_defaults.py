@@ -86,7 +86,7 @@ def test_what_was_written_is_read_again_and_everything_else_is_as_before(text, v
     assert after.given == before.given | set(values)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=25)
 @given(SETTINGS, st.booleans())
 def test_in_a_file_as_it_ships_only_the_lines_of_these_settings_change(values, is_windows):
     """L9: byte for byte; each setting has its own line there, live or as a comment."""
@@ -241,7 +241,7 @@ def test_a_link_to_a_file_stays_a_link(here, tmp_path):
 # -- as before --
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=25)
 @given(files(), SETTINGS, SETTINGS)
 def test_what_is_taken_back_leaves_the_file_as_if_it_had_never_been_saved(tmp_path_factory, text, first, second):
     """L9: byte for byte, whatever was saved between; only what is new stays."""

@@ -166,5 +166,5 @@ def test_a_gpus_speed_becomes_a_row_of_the_table(tmp_path):
     row = trial._speeds(rows)["T4"]
     assert (row["half_tflops"], row["full_tflops"]) == (10.0, 3.5)
     assert "lace-lora selftest" in row["source"] and "torch" in row["source"]
-    assert experience._speeds({"T4": row})["T4"].is_measured
+    assert experience._speeds({"T4": row})["T4"].source == row["source"] != selftest.throughput.ESTIMATED
     assert trial._speeds([dataclasses.replace(one, model="demo") for one in rows]) == {}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora.errors import MachineError
+from lace_lora.machine import GIB
 
-GIB = 1024**3
 TRUE_GIB = 13.5  # both folders at the true size: 5.5 and 4.9 billion bytes of UNets, 3 of text encoders, VAEs
 TRUE_WORDS = 49408  # of CLIP's vocabulary
 
