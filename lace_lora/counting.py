@@ -6,6 +6,25 @@ from time import perf_counter
 LINES = 12  # at most, whatever the number of things
 
 
+class Progress(str):
+    """A line of progress that also knows its numbers, for a front-end that draws a bar in its place.
+
+    what   is counted
+    done   of `total` are finished
+    """
+
+    what: str
+    done: int
+    total: int
+
+    @classmethod
+    def of(cls, what: str, done: int, total: int, pace: str) -> "Progress":
+        """Such as "drawn      3/10  0.4 s each  3 s left"."""
+        line = cls(f"{what:<9} {done:>{len(str(total))}}/{total}  {pace}")
+        line.what, line.done, line.total = what, done, total
+        return line
+
+
 def counted(count: int, one: str, more: str = "") -> str:
     """ "1 design", "3 designs"; `more` where the plural is not made by an s."""
     return f"{count} {one if count == 1 else more or one + 's'}"
@@ -28,6 +47,6 @@ def lines(say: Callable[[str], None], what: str, total: int, done: int = 0) -> C
         if done // every > before // every or done == total:
             each = (perf_counter() - began) / (done - first)
             left = f"  {seconds_in_words(each * (total - done))} left" if done < total else ""
-            say(f"{what:<9} {done:>{len(str(total))}}/{total}  {each:.1f} s each{left}")
+            say(Progress.of(what, done, total, f"{each:.1f} s each{left}"))
 
     return tell

@@ -94,10 +94,6 @@ class DesignGallery:
         self.wish = {"vary": None, "favourites_of": self.sheet.root.name}
         return f"The favourites of {printable(self.sheet.root.name)} are to be drawn again: run the next cell."
 
-    def wished(self, num_images: int) -> int:
-        """How many designs the wish asks for, where a sheet would have so many otherwise."""
-        return len(self.starred & self.rows.keys()) if self.wish.get("favourites_of") else num_images
-
     def picture(self, index: int) -> Path:
         """The picture to look at."""
         return stars.picture_of(self.sheet, self.rows[index])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lace_lora import clashes, replanning
+from lace_lora import clashes, queries, replanning
 from lace_lora import config as declared
 from lace_lora.config import Config
 from lace_lora.errors import LaceError, SettingsError
@@ -103,8 +103,10 @@ class Entries:
 
     def _clashing(self) -> dict[str, str]:
         good = {name: value for name, value in self.changes.items() if name not in self.wrong}
-        found = {}
-        for clash in clashes.found(self.shown.planned.model_copy(update=good)):
+        settings, found = self.shown.planned.model_copy(update=good), {}
+        if "prompts" in self.names:
+            found["prompts"] = queries.fault_of(settings.prompts, settings.base_prompt or "", settings.concept_token)
+        for clash in clashes.found(settings):
             for name in [name for name in clash.settings if name in self.names][:1]:
                 found[name] = clash.sentence
-        return found
+        return {name: sentence for name, sentence in found.items() if sentence}

@@ -151,7 +151,7 @@ def _open_number(name: str, field: FieldInfo) -> Drawn:
         number.disabled = box.value
         number.value = planned if isinstance(planned, int | float) else low
 
-    return Drawn((number, box), lambda: nothing if box.value else number.value, show)
+    return Drawn((number, box), lambda: nothing if box.value else _read(number, field), show)
 
 
 def _number(name: str, field: FieldInfo) -> Drawn:
@@ -164,7 +164,7 @@ def _number(name: str, field: FieldInfo) -> Drawn:
     low, high = bounds.get("ge", bounds.get("gt", 0.0)), bounds.get("le", bounds.get("lt", math.inf))
     step, is_whole = box.step, _is_whole(field)
     if (high - low) / step > SLIDER_TICKS:
-        return Drawn((box,), lambda: box.value, show)
+        return Drawn((box,), lambda: _read(box, field), show)
     low, high = low + step * ("gt" in bounds), high - step * ("lt" in bounds)
     kind, as_kind = (ipywidgets.IntSlider, int) if is_whole else (ipywidgets.FloatSlider, float)
     ends = {"min": as_kind(low), "max": as_kind(high), "step": step}
@@ -188,18 +188,23 @@ def _number(name: str, field: FieldInfo) -> Drawn:
     follow(None)
     box.observe(follow, names="value")
     slider.observe(lead, names="value")
-    return Drawn((box,), lambda: box.value, show, slider)
+    return Drawn((box,), lambda: _read(box, field), show, slider)
 
 
 def _box(name: str, field: FieldInfo) -> ipywidgets.Widget:
     """A box for a number; the arrow keys change it by one tick."""
     bounds = declared.bounds_of(field)
-    if _is_whole(field):
-        return ipywidgets.IntText(step=int(bounds.get("multiple_of", 1)), **_labelled(name, NUMBER_PX))
+    if _is_whole(field):  # an IntText would read 7.5 as 7 and 1e3 as 1, without a word
+        return ipywidgets.FloatText(step=int(bounds.get("multiple_of", 1)), **_labelled(name, NUMBER_PX))
     width = bounds.get("le", bounds.get("lt", math.inf)) - bounds.get("ge", bounds.get("gt", 0.0))
     tick = 0.05 if width <= 10 else 0.5
     is_fine = "gt" in bounds and 0 < (field.default or 0) < tick  # a learning rate: 0.0001 in a range of 0 to 1
     return ipywidgets.FloatText(step=field.default if is_fine else tick, **_labelled(name, NUMBER_PX))
+
+
+def _read(box: ipywidgets.Widget, field: FieldInfo) -> float:
+    """The number in a box; of a setting of whole numbers an int where it is one."""
+    return int(box.value) if _is_whole(field) and box.value.is_integer() else box.value
 
 
 def _is_whole(field: FieldInfo) -> bool:

@@ -35,6 +35,10 @@ PROBLEMS_SHOWN = 5  # a row
 HOVER = "tooltip" if int(ipywidgets.__version__.split(".")[0]) >= 8 else "description_tooltip"
 TICK, CROSS = "✓", "✗"
 STOPPED = "Stopped at once. What was saved before is kept: run this cell again to go on from there."
+NOT_YET = (
+    "‘{name}’ is not there yet: a cell further up makes it, and was not run in this session. Run the cells above first "
+    "(in Colab: Runtime → Run before; in JupyterLab: Run → Run All Above Selected Cell)."
+)
 
 
 def has_front_end() -> bool:
@@ -214,7 +218,7 @@ def open_page(debug: bool = False) -> Page:
     """
     shell = get_ipython()
     if shell is not None:
-        kinds = () if debug else (LaceError, KeyboardInterrupt)
+        kinds = () if debug else (LaceError, KeyboardInterrupt, NameError)
         shell.set_custom_exc(kinds, None if debug else _show_sentence)
     return Page()
 
@@ -236,11 +240,24 @@ def _show_sentence(
     shell: Any, kind: type[BaseException], error: Any, trace: TracebackType | None, tb_offset: int | None = None
 ) -> list[str]:
     """IPython asks an error how to draw its traceback; this one answers with its sentence alone."""
-    sentence = STOPPED if isinstance(error, KeyboardInterrupt) else str(error)
-    error._render_traceback_ = lambda: [sentence]
+    sentence = _sentence(shell, error, trace)
+    if sentence is not None:
+        error._render_traceback_ = lambda: [sentence]
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
     _let_go(error)
-    return [sentence]
+    return [sentence or str(error)]
+
+
+def _sentence(shell: Any, error: BaseException, trace: TracebackType | None) -> str | None:
+    """What is said of an error; None for a wrong name that is no cell's, whose traceback is needed."""
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED
+    if not isinstance(error, NameError):
+        return str(error)
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    is_a_cells = trace is not None and trace.tb_frame.f_globals is shell.user_ns
+    return NOT_YET.format(name=error.name) if is_a_cells else None
 
 
 def _let_go(error: BaseException) -> None:

@@ -13,6 +13,7 @@ from lace_lora.stage_needs import Job, Stage
 from lace_lora.throughput import Speed
 
 REASONS_SHOWN = 9  # of the choices, so that a plan stays a page that is read
+ALSO_SHOWN = 6  # of those without a reason of their own; the form and --json have all
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,9 @@ class Plan:
         shown, rest = own[:REASONS_SHOWN], own[REASONS_SHOWN:]
         lines = [f"  {choice.setting} = {_short(choice.value)}: {choice.why}" for choice in shown]
         plain = [*rest, *(choice for choice in self.choices if not choice.why)]
-        also = ", ".join(f"{choice.setting} {_short(choice.value)}" for choice in plain)
-        return [*lines, f"  preset {self.preset} also sets {also}"] if also else lines
+        also = [f"{choice.setting} {_short(choice.value)}" for choice in plain]
+        more = [f"and {len(also) - ALSO_SHOWN} more"] if len(also) > ALSO_SHOWN else []
+        return [*lines, f"  preset {self.preset} also sets {', '.join(also[:ALSO_SHOWN] + more)}"] if also else lines
 
     def _of_preset(self) -> set[str]:
         from lace_lora import presets

@@ -16,7 +16,7 @@ import ipywidgets
 from IPython.display import display
 
 from lace_lora import checkpoint
-from lace_lora.counting import seconds_in_words
+from lace_lora.counting import Progress, seconds_in_words
 from lace_lora.curves import chart
 from lace_lora.form_parts import picture
 from lace_lora.notebook import has_front_end
@@ -102,6 +102,12 @@ class Bar:
         self._bar.max, self._bar.value = total, number
         self._words.value = html.escape(line)
 
+    def tell(self, line: Progress) -> None:
+        """Go to where a line of progress is."""
+        if self.is_drawn:
+            self._bar.max, self._bar.value = line.total, line.done
+            self._words.value = html.escape(line)
+
     def add(self, path: Path, told: str, name: str) -> None:
         """Put the thumbnail of a picture behind the others.
 
@@ -153,20 +159,30 @@ def training(run: RunFolder | None = None) -> "Callable[[Step], None]":
     return show
 
 
-def gallery(total: int) -> "Callable[[Generation], None]":
-    """What `inference.run` calls with every finished picture: they fill up below the bar.
+class Stages:
+    """What is told of long work in stages (see `say`): a bar that moves where a front-end draws one, else lines.
 
-    Without a front-end it prints nothing, since the stages tell their own progress.
+    say  takes everything else that is told
     """
-    bar = Bar("picture", prints=False)
-    shown: list[int] = []
 
-    def show(generation: "Generation") -> None:
-        shown.append(generation.index)
-        bar.add(generation.path, f"design {generation.index}: {generation.prompt}", f"{generation.index}")
-        bar.move(len(shown), max(total, len(shown)), generation.path.name)
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self._say_rest = say
+        self._bar = Bar("", prints=False)
 
-    return show
+    def say(self, text: str) -> None:
+        """Tell a line: progress moves the bar, which begins again with each stage; any other line is said."""
+        if isinstance(text, Progress) and self._bar.is_drawn:
+            self._bar.tell(text)
+        else:
+            self._say_rest(text)
+
+
+class Gallery(Stages):
+    """The same for `inference.run`, with a thumbnail of every finished picture below the bar (see `show`)."""
+
+    def show(self, generation: "Generation") -> None:
+        """Put a design behind those that are finished."""
+        self._bar.add(generation.path, f"design {generation.index}: {generation.prompt}", f"{generation.index}")
 
 
 def _samples(run: RunFolder, before: int) -> list[tuple[int, tuple[Path, ...]]]:

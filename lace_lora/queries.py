@@ -143,6 +143,15 @@ def shared_out(
     ]
 
 
+def fault_of(prompts: Sequence[str], base_prompt: str, concept_token: str) -> str:
+    """What is wrong with prompts or with the base prompt, such as a brace without its other half; empty if nothing."""
+    try:
+        _read([Asked(prompt) for prompt in prompts], base_prompt, (concept_token,))
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
 def shares_of(counts: Sequence[int | None], total: int, say: Callable[[str], None]) -> list[int]:
     """Pictures of each row: its own count, else an even share of what is left of `total`, the first rows one more.
 

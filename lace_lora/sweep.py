@@ -166,9 +166,8 @@ def _parts(path: Path) -> tuple[dict[str, Any], list[str]]:
     for name in told:
         if name not in PARTS:
             is_setting = name in declared.Config.model_fields
-            advice = (
-                "; it is a setting: write it below parameters." if is_setting else declared.nearest(str(name), PARTS)
-            )
+            near = f"{declared.nearest(str(name), PARTS)} There are: {', '.join(PARTS)}."
+            advice = "; it is a setting: write it below parameters." if is_setting else near
             wrong.append(f"no part called {name!r}{advice}")
     return told, wrong
 

@@ -210,3 +210,21 @@ def test_an_error_that_was_shown_keeps_no_model_in_memory():
     assert held[0]() is not None
     notebook._show_sentence(shell, MachineError, kept, kept.__traceback__)
     assert held[0]() is None
+
+
+@pytest.mark.parametrize(("code", "is_a_sentence"), [("print(settled)", True), ("broken()", False)])
+def test_a_cell_out_of_order_is_told_which_cells_come_first(code, is_a_sentence):
+    """L20: a name that the cells above make; a wrong name inside a function of ours keeps its traceback."""
+    from types import SimpleNamespace
+
+    from lace_lora import notebook
+
+    inside: dict[str, object] = {}
+    exec("def broken():\n    return no_such_name", inside)
+    cells = {"broken": inside["broken"]}
+    try:
+        exec(code, cells)
+    except NameError as error:
+        said = notebook._sentence(SimpleNamespace(user_ns=cells), error, error.__traceback__)
+    assert (said or "").startswith("‘settled’ is not there yet: a cell further up makes it") is is_a_sentence
+    assert (said is None) is not is_a_sentence

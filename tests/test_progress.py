@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from lace_lora import notebook, progress
+from lace_lora import counting, notebook, progress
 from lace_lora.inference import Generation
 from lace_lora.run_folder import RunFolder
 from lace_lora.train import Step
@@ -153,9 +153,30 @@ def test_a_drive_that_does_not_answer_costs_no_step(drawn, tmp_path, monkeypatch
     assert drawn[0].children[0].children[1].value.startswith("step 21/40  loss 0.250")
 
 
+def test_the_stages_of_long_work_move_one_bar_and_everything_else_is_said(drawn):
+    """L6, P30: a sheet's first picture comes after all are drawn and refined, so the bar follows each stage."""
+    said = []
+    stages = progress.Gallery(said.append)
+    bar, words = drawn[0].children[0].children
+    for what in ("drawn", "refined"):
+        tell = counting.lines(stages.say, what, 4)
+        tell(3)
+        assert (bar.value, bar.max) == (3, 4) and words.value.startswith(f"{what:<9} 3/4  ")
+    stages.say("finished  4 pictures")
+    assert said == ["finished  4 pictures"]
+
+
+def test_without_a_front_end_every_line_of_the_stages_is_said(monkeypatch):
+    """P17: papermill keeps them."""
+    monkeypatch.setattr(progress, "has_front_end", lambda: False)
+    said = []
+    counting.lines(progress.Stages(said.append).say, "drawn", 2)(2)
+    assert len(said) == 1 and said[0].startswith("drawn     2/2  ")
+
+
 def test_the_gallery_fills_up_and_stays_light(drawn, tmp_path):
     """L6: forty noisy pictures, of which the newest are shown, each with a text."""
-    show = progress.gallery(40)
+    show = progress.Gallery().show
     for number in range(40):
         path = tmp_path / f"refined_output_{number:03d}.png"
         Image.effect_noise((512, 256), 80).save(path)

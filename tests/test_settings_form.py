@@ -4,6 +4,7 @@ These need no torch, so that they also run with Colab's ipywidgets 7.7.1 alone (
 """
 
 import html
+import math
 import re
 
 import ipywidgets
@@ -116,13 +117,25 @@ def test_a_plan_shows_what_will_run_and_why_and_changes_nothing():
     assert re.search(r"resolution +auto: 96 +px +the size at which", repr(form))
 
 
+@pytest.mark.parametrize(("typed", "said"), [(1e3, ""), (7.5, "max_train_steps is 7.5"), (math.inf, "max_train_steps")])
+def test_a_whole_number_is_read_as_it_is_typed_and_half_a_step_is_refused(typed, said):
+    """L9: an IntText of ipywidgets takes 1e3 for 1 and 7.5 for 7."""
+    form = forms.settings_form(config.load(preset="none", max_train_steps=5), ["max_train_steps"])
+    drawn(form, "max_train_steps").value = typed
+    if not said:
+        assert form.changed() == {"max_train_steps": 1000} and repr(form.config().max_train_steps) == "1000"
+    else:
+        with pytest.raises(SettingsError, match=said):
+            form.config()
+
+
 def test_each_kind_of_setting_has_the_widget_that_suits_it():
     kinds = {name: type(drawn(forms.settings_form(Config(), [name]), name)).__name__ for name in EVERY}
     slides = {name for name in EVERY if forms.settings_form(Config(), [name]).panel.drawn[name].aid}
     assert slides >= {"rank", "num_inference_steps", "guidance_scale", "lora_scale", "refiner_start"}
     assert not slides & {"learning_rate", "max_grad_norm", "seed", "num_images", "resolution"}
     assert kinds["learning_rate"] == kinds["max_grad_norm"] == kinds["guidance_scale"] == "FloatText"
-    assert kinds["seed"] == kinds["num_images"] == kinds["resolution"] == kinds["rank"] == "IntText"
+    assert kinds["seed"] == kinds["num_images"] == kinds["resolution"] == kinds["rank"] == "FloatText"
     assert kinds["prompts"] == "Textarea" and kinds["negative_prompt"] == "Text"
     assert kinds["scheduler"] == kinds["mixed_precision"] == "Dropdown" and kinds["random_flip"] == "Checkbox"
 
@@ -511,6 +524,15 @@ def test_a_concept_token_alone_is_said_beside_the_prompt_and_not_saved(here):
     assert "does not hold" not in note(form, "instance_prompt")
     assert "instance_prompt: a photo of <LACE>, concept_token: <lace>." in press(form, "Save as my defaults")
     annotate.check_words(config.load("config.yaml"))
+
+
+def test_a_brace_without_its_other_half_is_said_beside_the_prompts():
+    """L9: before minutes of a GPU are spent on loading models."""
+    form = forms.settings_form(Config(), ["prompts"])
+    drawn(form, "prompts").value = "a rosette\n{white|cream lace"
+    assert "Prompt 2 has a {" in html.unescape(note(form, "prompts"))
+    drawn(form, "prompts").value = "{white|cream} lace"
+    assert "Prompt" not in note(form, "prompts")
 
 
 def test_settings_that_a_captioner_refuses_are_said_in_their_fold():

@@ -87,7 +87,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     assert all(line.startswith("rose.yaml: ") for line in lines)
     said = "\n".join(line.removeprefix("rose.yaml: ") for line in lines)
     for sentence in (
-        "no part called 'parametres'; did you mean parameters?",
+        "no part called 'parametres'; did you mean parameters? There are: parameters, grid, list, slurm.",
         "no part called 'rank'; it is a setting: write it below parameters.",
         "parameters: no setting called 'lerning_rate'; did you mean learning_rate?",
         "parameters: seed is -1 but must be",
