@@ -203,6 +203,7 @@ LEVELS = {
     "forms": 15,
     "progress": 13,
     "takeaway": 13,
+    "run_choice": 13,
     "main": 17,
 }
 
