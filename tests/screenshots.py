@@ -99,6 +99,7 @@ WALKS = {
 def keep(book: Book, name: str, part: "Locator", height: int | None = None) -> None:
     """Keep a part of the notebook, its upper `height` px at most; a .jpg where there are pictures, else a .png."""
     part.evaluate("one => one.scrollIntoView()")
+    book.page.mouse.move(0, 0)  # a row under the mouse would be coloured
     book.page.wait_for_timeout(500)  # pictures are decoded, folds are drawn
     beside = part.locator(".jp-OutputPrompt")  # the empty column to the left of an output
     left = round(beside.first.bounding_box()["width"]) if beside.count() else 0
