@@ -4,6 +4,7 @@ A name that no notebook knows is refused before anything runs (papermill alone w
 values are turned into the kind that the setting has (papermill alone hands over the text "1e-4").
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -96,6 +97,8 @@ def run(
 def _execute(notebook: Path, kept: Path, parameters: dict[str, Any]) -> None:
     papermill = _papermill()
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a kernel's note to those who debug it
 
     try:
         papermill.execute_notebook(str(notebook), str(kept), parameters=parameters, **QUIETLY)
