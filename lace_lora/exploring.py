@@ -4,6 +4,8 @@ All of it describes and nothing judges: a photograph that differs most from the 
 files are only read.
 """
 
+import base64
+import html
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +77,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Photographs on a page, as a cell shows it; where nobody draws it, its repr names them."""
+    """Photographs on a page below a text that names them, as a cell shows both."""
 
     text: str
     picture: Image.Image | None
@@ -83,12 +85,17 @@ class Sheet:
     def __repr__(self) -> str:
         return self.text
 
-    def _repr_jpeg_(self) -> bytes | None:
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """HTML where it is drawn, the text elsewhere."""
+        shown = f"<div>{html.escape(self.text).replace(chr(10), '<br>')}</div>"
         if self.picture is None:
-            return None
+            return {"text/plain": self.text, "text/html": shown}
         buffer = io.BytesIO()
         self.picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        return buffer.getvalue()
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        first = html.escape(self.text.partition("\n")[0])
+        drawn = f"{shown}<img alt='{first}' src='data:image/jpeg;base64,{data}'>"
+        return {"text/plain": self.text, "text/html": drawn}
 
 
 @dataclass(frozen=True)
