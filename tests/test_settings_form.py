@@ -394,6 +394,7 @@ def test_a_form_that_is_not_drawn_makes_no_widgets(plan, monkeypatch, capsys):
     assert form.widget and made
 
 
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")  # of Colab's jupyter_client on 3.13
 def test_a_notebook_that_papermill_runs_stores_no_widgets():
     """P17: the form's lines are there, and nothing of its widgets."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
