@@ -26,6 +26,7 @@ from lace_lora import (
     schedule,
     sitting,
     stages,
+    starting,
     trackers,
     validation,
 )
@@ -134,6 +135,8 @@ def _run_here(
         # Resume: from the newest checkpoint that is whole.
         parts = state.assemble(settings, dtype, device, may_save_memory=plan.may_save_memory, say=say)
         start = _resume(parts, folder, record, together, say)
+        if not start:
+            starting.begin(parts, settings, say)
         record.begin_at(start)
 
         # Train: stop only between two steps.
@@ -199,6 +202,7 @@ def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate
     settings, kept = journal.settle(config, plan.config, folder)
     if kept:
         plan = estimate.again(plan, settings, config.gradient_checkpointing)
+    starting.check(settings, folder)
     # Refused before anything of the run is written, loaded or fetched; a finished one needs no memory any more.
     if not (adapters.is_whole(folder) and adapters.load(folder.root).is_complete):
         estimate.check_fits(plan)
