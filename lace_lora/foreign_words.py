@@ -45,7 +45,7 @@ def read(file: Path, header: Mapping[str, str]) -> Words:
     return Words(
         tuple(dict.fromkeys(triggers))[:MOST_TRIGGERS],
         _number(beside.get("preferred weight")),
-        public_name(base.replace("\\", "/")) if base and base != "None" else "",
+        public_name(base) if base and base != "None" else "",
         _text(header.get("modelspec.architecture")) or _text(header.get("ss_base_model_version")),
         header.get("modelspec.prediction_type") == "v" or header.get("ss_v_parameterization") == "True",
     )

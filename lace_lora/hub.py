@@ -32,8 +32,8 @@ def token() -> SecretStr:
     if kept is None or not kept.get_secret_value():
         raise SettingsError(
             f"push_to_hub needs a token that may write: make one at {TOKENS_PAGE}, and put it into Colab's secrets "
-            f"(the key on the left) or into the environment variable, both under the name {TOKEN}. The package is made; "
-            "only its upload is missing."
+            f"(the key on the left) or into the environment variable, both under the name {TOKEN}. The package is "
+            "made; only its upload is missing."
         )
     return kept
 

@@ -33,6 +33,7 @@ TAGS = [
     "stable-diffusion-xl",
     "stable-diffusion-xl-diffusers",
 ]
+_HOW = {"num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler", "lora_scale": "strength"}
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -152,7 +153,7 @@ def _about(told: Told) -> str:
         ("base model", _code(public_name(told.base_model))),
         ("rank, alpha", f"{facts.rank}, {facts.alpha:g}{kind}"),
         ("trained", _trained(facts)),
-        ("draws best at", f"{told.drawing.width} × {told.drawing.height} px, strength {told.drawing.lora_scale:g}"),
+        ("drawn at", f"{told.drawing.width} × {told.drawing.height} px, strength {told.drawing.lora_scale:g}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"A LoRA for Stable Diffusion XL, made with Lace LoRA.\n\n| | |\n|---|---|\n{table}\n"
@@ -187,6 +188,8 @@ def _pictures(samples: Sequence[Sample]) -> str:
         seed = one.details.get("seed")
         said = [f"prompt {_code(prompt)}", *([f"negative prompt {_code(str(negative))}"] if negative else [])]
         said += [f"seed {seed}"] if seed is not None else []
+        said += [f"{word} {one.details[name]}" for name, word in _HOW.items() if one.details.get(name) is not None]
+        said += ["refined"] if one.details.get("refine") not in (None, "none") else []
         shown.append(f"![{_plain(prompt)}]({one.file})\n\n{', '.join(said)}")
     return "## Samples\n\n" + "\n\n".join(shown)
 

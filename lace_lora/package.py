@@ -118,7 +118,7 @@ def _write_all(place: Path, folder: RunFolder, lora: Adapter, shows_photographs:
         shutil.copyfile(folder.adapter / name, place / name)
     _write_json(place / folder.adapter_card.name, _public_card(folder))
     if settings is not None:
-        (place / SETTINGS).write_text(config_text.to_yaml(public_settings(settings)), encoding="utf-8")
+        (place / SETTINGS).write_text(public_settings(settings), encoding="utf-8")
         files[SETTINGS] = "the settings that it was trained with, without folders"
     if folder.record.is_file() and contents.facts(folder).get("state") != journal.IMPORTED:
         people = opinions.for_report(folder) if shows_photographs else ()
@@ -153,10 +153,10 @@ def drawing_of(lora: Adapter, name: str, samples: list[Sample], settings: Config
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "lora_scale", "refine")
     known |= {one: getattr(said, one) for one in (*names, "refiner_start", "refine_strength")}
     known |= {one: first[one] for one in known if first.get(one) is not None}
-    known["refiner_model"] = _public(str(known["refiner_model"]))
+    known["refiner_model"] = public_name(str(known["refiner_model"]))
     return Drawing(
         **known,
-        base_model=_public(_base_model(lora, settings)),
+        base_model=public_name(_base_model(lora, settings)),
         lora_file=RunFolder(Path(name)).adapter_for_tools.name,
         concept_token=facts.concept_token,
         embedding=f"{name}_word" if facts.learns_token else "",
@@ -164,15 +164,11 @@ def drawing_of(lora: Adapter, name: str, samples: list[Sample], settings: Config
     )
 
 
-def public_settings(settings: Config) -> Config:
-    """The settings without folders, addresses and accounts of the person's; models by their names alone."""
-    shown: dict[str, Any] = {}
-    for name in settings.given:
-        value = getattr(settings, name)
-        if name in report.FOLDERS:
-            continue
-        shown[name] = _public(value) if name in report.MODELS and isinstance(value, str) else value
-    return Config(**shown)
+def public_settings(settings: Config) -> str:
+    """The text of a config.yaml without folders, addresses and accounts of a person; models by their names alone."""
+    named = {name: getattr(settings, name) for name in report.MODELS & set(Config.model_fields)}
+    public = {name: public_name(value) for name, value in named.items() if isinstance(value, str)}
+    return config_text.to_yaml(settings.with_preset(public), but=report.FOLDERS)
 
 
 # -- inside --
@@ -187,7 +183,7 @@ def _samples(
         if number == SAMPLES or (number and "index" not in row):
             return
         kept = {name: value for name, value in row.items() if value is not None and name not in NOT_SAID}
-        kept |= {name: _public(str(kept[name])) for name in ("pretrained_model", "refiner_model") if name in kept}
+        kept |= {name: public_name(str(kept[name])) for name in ("pretrained_model", "refiner_model") if name in kept}
         target = place / "samples" / f"sample_{number:02d}{path.suffix.casefold()}"
         target.parent.mkdir(exist_ok=True)
         try:
@@ -214,8 +210,11 @@ def _designs(folder: RunFolder, shows_photographs: bool) -> Iterator[tuple[Path,
         chosen += [(stars.picture_of(sheet, rows[index]), rows[index]) for index in rows if index in starred]
     for sheet in sheets[:1]:
         chosen += [(stars.picture_of(sheet, row), row) for row in stars.rows(sheet).values()]
-    for path, row in {path: row for path, row in chosen}.items():  # each once, where it comes first
-        if shows_photographs or not row.get("start_digest"):
+    seen = set()
+    for path, row in chosen:  # the same design may have been drawn again for another sheet
+        is_shown = shows_photographs or not row.get("start_digest")
+        if is_shown and (row.get("prompt"), row.get("seed")) not in seen:
+            seen.add((row.get("prompt"), row.get("seed")))
             yield path, row
 
 
@@ -262,18 +261,7 @@ def _evaluation(folder: RunFolder, lora: Adapter) -> tuple[Evaluation | None, bo
 
 def _public_card(folder: RunFolder) -> dict[str, Any]:
     card = contents.json_in(folder.adapter_card)
-    return card | {"base_model": _public(str(card.get("base_model", "")))}
-
-
-def _public(model: str) -> str:
-    """A model's name without the folder that it lies in, also one of another system."""
-    return (
-        public_name(model.replace("\\", "/")) if not _is_windows(model) else model.replace("\\", "/").rpartition("/")[2]
-    )
-
-
-def _is_windows(path: str) -> bool:
-    return len(path) > 2 and path[1] == ":" and path[2] in "\\/"
+    return card | {"base_model": public_name(str(card.get("base_model", "")))}
 
 
 def _is_there(folder: RunFolder, sums: Mapping[str, str]) -> bool:
