@@ -204,6 +204,8 @@ def _use(told: Told) -> str:
         word = f" The word it learnt lies in a file of its own: copy `concept_token.safetensors` to " \
                f"`models/embeddings/{drawing.embedding}.safetensors`, and write `embedding:{drawing.embedding}` in " \
                "prompts."  # fmt: skip
+    if told.facts.use_dora:
+        word += " ComfyUI computes DoRA a little differently from diffusers, so pictures differ a little there."
     return (
         "## How it is used\n\n"
         f"**ComfyUI**: copy `{lora}` to `models/loras`, then drop `comfyui_workflow.json` on the page. It asks for the "
