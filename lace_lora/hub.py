@@ -16,6 +16,7 @@ from lace_lora.errors import LaceError, MachineError, SettingsError
 from lace_lora.machine import in_colab
 
 TOKEN = "HF_TOKEN"
+HTTP_CLIENTS = ("httpx", "httpx2", "requests")
 TOKENS_PAGE = "huggingface.co/settings/tokens"
 
 
@@ -48,8 +49,10 @@ def push(package: Path, repository: str, files: list[str]) -> str:
     Raises SettingsError where the name or the token will not do, MachineError where the Hub does not answer.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
     secret = token()
+    disable_progress_bars()
     with _sentences(repository):
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=secret.get_secret_value())
         made = api.create_repo(repository, private=True, exist_ok=True)
@@ -68,7 +71,6 @@ def push(package: Path, repository: str, files: list[str]) -> str:
 @contextmanager
 def _sentences(repository: str) -> Iterator[None]:
     """Turn what the Hub and the network say into a sentence; none of them holds the token."""
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
@@ -82,13 +84,23 @@ def _sentences(repository: str) -> Iterator[None]:
         raise MachineError(
             "Nothing was uploaded: HF_HUB_OFFLINE is set, which forbids it. Unset it and run lace-lora package again."
         ) from error
-    except HfHubHTTPError as error:
-        raise _refusal(repository, error.response.status_code) from None
-    except (httpx.HTTPError, OSError) as error:
-        raise MachineError(
-            f"Hugging Face does not answer ({type(error).__name__}), so nothing or not all was uploaded. The package "
-            "is made; look at your connection and run lace-lora package again: it goes on where it stopped."
-        ) from error
+    except Exception as error:
+        for one in _behind(error):  # of a large file the client says only which one it was
+            if isinstance(one, HfHubHTTPError):
+                raise _refusal(repository, one.response.status_code) from None
+            # The client has changed what it speaks HTTP with, and no two of these share their errors.
+            if isinstance(one, OSError) or type(one).__module__.partition(".")[0] in HTTP_CLIENTS:
+                raise MachineError(
+                    f"Hugging Face does not answer ({type(one).__name__}), so nothing or not all was uploaded. The "
+                    "package is made; look at your connection and run lace-lora package again."
+                ) from error
+        raise
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _refusal(repository: str, status: int) -> LaceError:
