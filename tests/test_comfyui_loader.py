@@ -141,3 +141,21 @@ def test_what_comfyuis_trainer_writes_is_read_back(unet: Any, tmp_path: Path) ->
         assert not isinstance(halves, str) and torch.equal(halves[0], state[f"unet.{layer}.lora_A.weight"])
     assert not named.strange
     assert (outputs["after"] - ours(carrying, given)).abs().max() < 1e-4
+
+
+def test_our_workflows_hold_what_comfyuis_nodes_ask_for(tmp_path: Path) -> None:
+    """P25, C1: every input is there, of the right kind and within bounds; the editor's fields stand in its order."""
+    from lace_lora import workflow
+    from tests.test_package import drawing
+
+    for sampler in workflow.SAMPLERS:
+        for refine in ("none", "img2img", "ensemble"):
+            told = drawing(refine=refine, scheduler=sampler, predicts_v=sampler == "euler")
+            (tmp_path / f"{sampler}-{refine}.json").write_text(json.dumps(workflow.as_api(told, "lace")))
+    python = os.environ.get("LACE_COMFYUI_PYTHON", sys.executable)
+    line = [python, str(ROOT / "tests/comfy_nodes.py"), CHECKOUT, *map(str, sorted(tmp_path.glob("*.json")))]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert "\nSAID " in done.stdout, done.stderr[-2000:]
+    faults, fields = json.loads(done.stdout.split("\nSAID ")[1])
+    assert len(faults) == 15 and not any(faults.values()), faults
+    assert fields == {kind: list(order) for kind, (_, order, _) in workflow._SOCKETS.items()}

@@ -419,15 +419,26 @@ def test_an_imported_lora_draws_what_the_run_drew_that_it_came_from(asked: Any, 
     assert main.run(["import", str(tmp_path / "From Elsewhere.safetensors"), *line]) == 0  # again: the same
     assert main.run(["import", str(RunFolder.of(settings).root), *line, "--run-name", "from-elsewhere"]) == 1
     assert "holds another run already" in capsys.readouterr().err
-    assert main.run(["train", *line, "--run-name", "from-elsewhere", "--images_dir", str(tmp_path)]) == 1
-    capsys.readouterr()
+
+
+def test_training_never_overwrites_an_imported_lora(settings: Any, tmp_path: Path, state: State) -> None:
+    """P25: the sentence says how to train on from it, and that does."""
+    found = foreign.read(written(tmp_path, kohya_diffusers, state), settings.pretrained_model)
+    theirs = RunFolder(Path(settings.lora_output_dir) / "theirs")
+    kept = foreign.keep(found, theirs, lambda line: None)
+    with pytest.raises(RunError, match="was made elsewhere, which training would overwrite.*start_from"):
+        train.run(settings.model_copy(update={"run_name": "theirs"}), say=lambda line: None)
+    assert adapter.load(theirs.root).digest == kept.digest
+    said: list[str] = []
+    mine = {"start_from": str(theirs.root), "lora_targets": "attention+ff", "max_train_steps": 1}
+    train.run(settings.model_copy(update=mine), say=said.append)
+    assert any("begins    with what" in line for line in said)
 
 
 def test_inspect_says_what_a_file_is(tiny_sdxl: Path, tmp_path: Path, state: State, capsys: Any) -> None:
     """P25."""
-    path = written(
-        tmp_path, comfy_trainer, state, ss_tag_frequency=FREQUENCY, ss_sd_model_name="/home/me/pony.safetensors"
-    )
+    told = {"ss_tag_frequency": FREQUENCY, "ss_sd_model_name": str(tmp_path / "pony.safetensors")}
+    path = written(tmp_path, comfy_trainer, state, **told)
     model = ["--preset", "none", "--pretrained_model", str(tiny_sdxl)]
     assert main.run(["inspect", str(path), *model]) == 0
     said = capsys.readouterr().out
