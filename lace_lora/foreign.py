@@ -134,8 +134,7 @@ def keep(found: Foreign, run: RunFolder, say: Say) -> Adapter:
     record |= {"left_out": {reason: len(names) for reason, names in found.left_out.items()}}
     checkpoint.write_json(run.record, record)
     kept = adapters.save(found.adapter.state, run, found.adapter.facts)
-    rows = {name: found.adapter.state[name] for name in naming.TOKEN_ROWS if name in found.adapter.state}
-    say(f"kept      {counted(len(found.adapter.state) - len(rows), 'tensor')} in {printable(run.adapter)}")
+    say(f"kept      {counted(sum(found.layers.values()), 'layer')} in {printable(run.adapter)}")
     return kept
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from lace_lora.config import Config
-from lace_lora.errors import SettingsError
+from lace_lora.errors import AdapterError, SettingsError
+
+if TYPE_CHECKING:
+    from lace_lora.foreign import Foreign
 
 RUN = {"runs": typer.Argument(metavar="RUN", help="a run by its name in lora_output_dir, or its folder")}
 FILE = {"files": typer.Argument(metavar="FILE", help="a LoRA as .safetensors, or the folder of a package or a run")}
@@ -44,11 +47,9 @@ def add_to(verb: Verb, ready: Ready, say: Say) -> None:
     @registered("inspect", {}, FILE)
     def inspect(config: Config, files: list[str]) -> None:
         """Say what a LoRA file is: format, rank, strength, trigger word, base model, and what of it does not fit."""
-        from lace_lora import foreign
-
         settings = ready(config)
         for number, name in enumerate(_named(files or [], "inspect")):
-            say("\n".join([*([""] if number else []), *foreign.read(name, settings.pretrained_model).lines()]))
+            say("\n".join([*([""] if number else []), *_read(name, settings).lines()]))
 
 
 def pack(settings: Config, runs: list[str], photographs: bool, say: Say) -> None:
@@ -70,7 +71,7 @@ def bring_in(settings: Config, files: list[str], say: Say) -> None:
 
     if len(files) != 1:
         raise SettingsError("Name one file, such as: lace-lora import style.safetensors")
-    found = foreign.read(files[0], settings.pretrained_model)
+    found = _read(files[0], settings)
     facts, given = found.adapter.facts, settings.given
     told: dict[str, Any] = {
         name: getattr(settings, name) for name in ("concept_token", "class_prompt") if name in given
@@ -88,6 +89,21 @@ def bring_in(settings: Config, files: list[str], say: Say) -> None:
     asked = found.words.preferred_strength
     scale = "" if asked is None else f" --lora-scale {asked:g}"
     say(f"Draw with it: lace-lora generate --run-name {name}{scale}")
+
+
+def _read(name: str, settings: Config) -> "Foreign":
+    """A LoRA as it fits the base model, or SDXL itself: where no GPU is, the base is a miniature that nobody chose."""
+    from lace_lora import foreign
+
+    if "pretrained_model" in settings.overridden:
+        return foreign.read(name, settings.pretrained_model)
+    try:
+        return foreign.read(name)
+    except AdapterError as error:
+        try:
+            return foreign.read(name, settings.pretrained_model)
+        except AdapterError:
+            raise error from None
 
 
 def _named(files: list[str], command: str) -> list[str]:

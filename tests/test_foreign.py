@@ -450,6 +450,26 @@ def test_inspect_says_what_a_file_is(tiny_sdxl: Path, tmp_path: Path, state: Sta
     assert main.run(["inspect", *model]) == 1 and "Name a file" in capsys.readouterr().err
 
 
+def test_a_lora_for_sdxl_is_known_as_one_also_where_the_miniature_model_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """P25: on a laptop without a GPU, with no model of that size on it."""
+    monkeypatch.setattr(main, "_open", lambda given: given.with_preset({"pretrained_model": "lace-demo"}))
+    key = "lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_k"
+    file = {f"{key}.lora_down.weight": torch.ones(1, 2048), f"{key}.lora_up.weight": torch.ones(1280, 1)}
+    path = written(tmp_path, lambda _: (file, {}), {})
+    assert main.run(["inspect", str(path)]) == 0 and "1 layer of unet" in capsys.readouterr().out
+    assert main.run(["inspect", str(path), "--pretrained-model", "lace-demo"]) == 1  # that one was asked for
+    assert "0 of its layers do" in capsys.readouterr().err
+    key = next(name for name in foreign_names.model_layers("lace-demo")["unet"] if name.endswith("attn2.to_k"))
+    wide, inner = foreign_names.model_layers("lace-demo")["unet"][key]
+    small = {f"unet.{key}.lora_A.weight": torch.ones(1, inner), f"unet.{key}.lora_B.weight": torch.ones(wide, 1)}
+    path = written(tmp_path, lambda _: (small, {}), {}, "small.safetensors")
+    assert main.run(["inspect", str(path)]) == 0 and "1 layer of unet" in capsys.readouterr().out
+    path = written(tmp_path, lambda _: (flux({}), {}), {}, "flux.safetensors")
+    assert main.run(["inspect", str(path)]) == 1 and "such as Flux" in capsys.readouterr().err
+
+
 # -- as a start --
 
 
