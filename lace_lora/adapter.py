@@ -45,6 +45,7 @@ class AdapterFacts:
     use_dora: bool = False
     use_rslora: bool = False
     train_text_encoder: bool = False
+    text_targets: tuple[str, ...] = layers.TEXT_TARGETS
     learns_token: bool = False
     concept_token: str = ""
     instance_prompt: str = ""
@@ -266,7 +267,7 @@ def _check_format(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if kind != naming.OURS:
         raise AdapterError(
             f"{file} is not an SDXL LoRA in diffusers' names: it looks like {kind}. "
-            f"Use the file {RunFolder(file).adapter_weights.name} of a run."
+            f"Use the file {RunFolder(file).adapter_weights.name} of a run, or bring it in with: lace-lora import"
         )
 
 
@@ -276,7 +277,7 @@ def _facts_of(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[
     try:
         if FACTS_KEY in header:
             values = {name: value for name, value in json.loads(header[FACTS_KEY]).items() if name in known}
-            return AdapterFacts(**values | {"lora_targets": tuple(values["lora_targets"])})
+            return AdapterFacts(**values | {name: tuple(values[name]) for name in values if name.endswith("_targets")})
         peft = json.loads(header.get(METADATA_KEY, "{}"))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdapterError(f"{file}: its header cannot be read ({error}). Copy or train it again.") from error
@@ -350,7 +351,7 @@ def _check_facts(file: Path, facts: AdapterFacts, state: Mapping[str, Tensor]) -
 
 def _peft_facts(facts: AdapterFacts, part: str) -> dict[str, Any]:
     """What diffusers hands to LoraConfig. Only names that every PEFT since 0.15 knows: it refuses any other."""
-    targets = list(facts.lora_targets) if part == "unet" else list(layers.TEXT_TARGETS)
+    targets = list(facts.lora_targets) if part == "unet" else list(facts.text_targets)
     return {
         "r": facts.rank,
         "lora_alpha": facts.alpha,

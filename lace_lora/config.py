@@ -57,6 +57,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     run_name: str = setting("lace", "where", "name of this run; training again under it goes on where it stopped", pattern=r"^[\w][\w .-]{0,63}$")
     cache_dir: str = setting("~/.cache/lace_lora", "where", "folder for pictures and captions already encoded; may be deleted at any time")
     num_processes: Annotated[int, Field(ge=1, le=4096)] | Auto = setting("auto", "where", "processes that train together, one a GPU; auto takes every GPU of this machine", "processes")
+    push_to_hub: str | None = setting(None, "where", "where lace-lora package also uploads to on Hugging Face, such as my-name/lace; private until you change it there; empty uploads nothing")
     must_fit: bool = setting(True, "where", "refuse a run before anything is loaded where the plan says that memory cannot hold it; switch off on a machine that the plan may misjudge")
 
     instance_prompt: str = setting("a photo of <myspecialstyle>", "pictures", "caption for pictures that have none of their own; must hold the concept token", min_length=1)
@@ -87,6 +88,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     lora_targets: Literal["attention", "attention+ff", "attention+ff+conv", "up_blocks"] = setting("attention", "adapter", "layers that learn: attention carries a style, +ff richer stitches, +conv the finest threads; up_blocks is attention in the upper half alone, a quarter less work")
     use_dora: bool = setting(False, "adapter", "learn direction and length of each weight apart (DoRA); slower, closer to full training")
     use_rslora: bool = setting(False, "adapter", "strength is alpha / sqrt(rank), so that high ranks keep learning (rsLoRA)")
+    start_from: str | None = setting(None, "adapter", "a LoRA to train on from, of this or another program: a .safetensors file, or the folder of a run; empty begins anew")
     train_text_encoder: bool = setting(False, "adapter", "also put a LoRA on both text encoders; captions are then encoded in every step")
     learn_concept_token: bool = setting(False, "adapter", "make the concept token a new word with an embedding of its own, learnt for both text encoders")
 

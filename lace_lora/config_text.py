@@ -1,5 +1,6 @@
 """Settings as the text of a config.yaml: complete as a run keeps it, and short as it ships."""
 
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -7,10 +8,13 @@ import yaml
 from lace_lora.config import GROUPS, USER_KEYS, Config, bounds_text, fields_of, unit_of
 
 
-def to_yaml(config: Config) -> str:
-    """The text of a complete config.yaml: every setting with its value, grouped, with unit and help as comments."""
+def to_yaml(config: Config, but: Collection[str] = ()) -> str:
+    """The text of a complete config.yaml: every setting with its value, grouped, with unit and help as comments.
+
+    but  names that are left out
+    """
     return "\n".join(
-        _section(title, [line(name, getattr(config, name)) for name, _ in fields_of(group)])
+        _section(title, [line(name, getattr(config, name)) for name, _ in fields_of(group) if name not in but])
         for group, title in GROUPS.items()
     )
 

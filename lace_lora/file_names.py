@@ -1,9 +1,11 @@
 """Names of files: how they are compared, shown in messages, kept inside a folder, and made from a sentence."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
+_ON_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python and other tools take for the end of a line
 
 
@@ -89,5 +91,7 @@ def entries(folder: Path) -> list[str]:
 
 def public_name(model: str) -> str:
     """A model's name as metadata may carry it: a folder by its own name, since its path tells of somebody's home."""
+    if _ON_WINDOWS.match(model):  # as it may stand in a file from there
+        return model.replace("\\", "/").rstrip("/").rpartition("/")[2]
     is_path = model.startswith((".", "~", "/")) or Path(model).is_dir()
     return Path(model).expanduser().absolute().name if is_path else model

@@ -13,7 +13,7 @@ from importlib import metadata
 from time import monotonic
 from typing import Any
 
-from lace_lora import __version__, checkpoint
+from lace_lora import __version__, checkpoint, contents
 from lace_lora import config as settings_of
 from lace_lora.config import Config
 from lace_lora.errors import RunError
@@ -28,7 +28,8 @@ IDENTITY = (
     "learning_rate", "lr_scheduler", "lr_warmup_ratio", "optimizer", "max_grad_norm", "loss", "min_snr_gamma",
     "noise_offset", "caption_dropout", "prior_loss_weight",
 )  # fmt: skip
-WITH_CLASS_PICTURES, WITH_TOKEN = ("class_prompt", "num_class_images"), ("class_prompt",)
+WITH_CLASS_PICTURES, WITH_TOKEN, WITH_START = ("class_prompt", "num_class_images"), ("class_prompt",), ("start_from",)
+IMPORTED = "imported"  # the state of a run that holds a LoRA made elsewhere
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 WRITE_EVERY_SECONDS = 2.0  # run.json; Drive is slow with small files
 PACES = 20
@@ -128,7 +129,13 @@ def settle(asked: Config, planned: Config, folder: RunFolder) -> tuple[Config, l
     """The planned settings, but for those that this run began with where nobody asks for others; and a line on these.
 
     A preset or a plan may choose otherwise in a later session, on another GPU; a run goes on as it began.
+    Raises RunError for a folder that holds a LoRA made elsewhere: training would overwrite it.
     """
+    if contents.facts(folder).get("state") == IMPORTED:
+        raise RunError(
+            f"{folder.root} holds a LoRA that was made elsewhere, which training would overwrite. Choose another "
+            f"run_name and set start_from {folder.root}: it then learns on from there."
+        )
     facts = _read(folder) if has_learnt(folder) else {}
     earlier = dict(facts.get("settings", {}))
     if facts.get("num_train_epochs") == planned.num_train_epochs:
@@ -183,6 +190,7 @@ def has_learnt(folder: RunFolder) -> bool:
 def _deciding(settings: Config) -> dict[str, Any]:
     names = IDENTITY + (WITH_CLASS_PICTURES if settings.prior_loss_weight else ())
     names += WITH_TOKEN if settings.learn_concept_token and not settings.prior_loss_weight else ()
+    names += WITH_START if settings.start_from else ()
     return {name: _value(settings, name) for name in names}
 
 

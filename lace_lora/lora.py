@@ -49,6 +49,11 @@ class Learnt:
     up: Tensor  # B: [out, rank], or [out, rank, 1, 1]
     magnitude: Tensor | None  # of DoRA: as many numbers as outputs
 
+    @property
+    def is_dora(self) -> bool:
+        """Whether it learnt lengths of its own."""
+        return self.magnitude is not None
+
 
 def strength_of(rank: int, alpha: float, use_rslora: bool) -> float:
     """alpha / rank, or alpha / √rank (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732)."""

@@ -3,15 +3,14 @@
 The page loads nothing from elsewhere and needs no script: it opens from Drive, from an unpacked zip and on a phone.
 """
 
-import zipfile
 from collections.abc import Collection, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lace_lora import stars
-from lace_lora.checkpoint import write_file, write_text
+from lace_lora import archives, stars
+from lace_lora.checkpoint import write_text
 from lace_lora.errors import RunError
 from lace_lora.file_names import printable
 from lace_lora.run_folder import SheetFolder
@@ -27,8 +26,6 @@ BESIDE = {
 ON_PAGE = 2000  # designs; with many more a phone would not open the page
 
 _SAID_APART = {"index", "prompt", "seed", "base", "refined", "versions", "refiner_prompt"}
-_PACKED = {".png", ".jpg", ".jpeg"}  # deflating these again saves nothing
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can hold
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #23201c; --paper: #fbf8f2; --line: #d9d0c1; --soft: #6f675b;
@@ -104,20 +101,8 @@ def zipped(folder: SheetFolder) -> Path:
             f"{printable(folder.root)} holds no finished designs, so there is nothing to pack. Draw some first: "
             "lace-lora generate"
         )
-    packed = sorted({path for path in files if _is_there(path)})
-
-    def write_zip(partial: Path) -> None:
-        with zipfile.ZipFile(partial, "w") as archive:
-            for path in packed:
-                entry = zipfile.ZipInfo(f"{folder.root.name}/{path.name}", _LONG_AGO)
-                entry.create_system, entry.external_attr = 3, 0o644 << 16  # as on Linux, on every system
-                is_packed = path.suffix.casefold() in _PACKED
-                entry.compress_type = zipfile.ZIP_STORED if is_packed else zipfile.ZIP_DEFLATED
-                archive.writestr(entry, path.read_bytes())
-
-    target = folder.zip
-    write_file(target, write_zip)
-    return target
+    packed = {path for path in files if _is_there(path)}
+    return archives.write(folder.zip, {f"{folder.root.name}/{path.name}": path for path in packed})
 
 
 # -- what is there --

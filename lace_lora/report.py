@@ -28,7 +28,7 @@ from lace_lora.scores import Evaluation
 MODELS = {"pretrained_model", "refiner_model", "vae_model", "caption_model", "style_model", "text_model",
           "inception_model", "base_model"}  # fmt: skip
 FOLDERS = {"drive_mount_path", "images_dir", "lora_output_dir", "cache_dir", "prompts_file", "start_picture",
-           "unseen_dir", "preset"}  # fmt: skip
+           "unseen_dir", "preset", "caption_url", "start_from", "push_to_hub"}  # fmt: skip
 
 
 def write(run: RunFolder, *, people: Sequence[Mapping[str, Any]] = ()) -> Path:
@@ -39,9 +39,18 @@ def write(run: RunFolder, *, people: Sequence[Mapping[str, Any]] = ()) -> Path:
 
     What is broken is left out with a note. Raises RunError when the folder holds no run, or when it cannot be written.
     """
+    write_text(run.report, page(run, people=people))
+    return run.report
+
+
+def page(run: RunFolder, *, people: Sequence[Mapping[str, Any]] = (), is_public: bool = False) -> str:
+    """The text of that page. Raises RunError when the folder holds no run.
+
+    is_public  for strangers: no photograph that was learnt from, no name of one, no folder of this computer
+    """
     if not run.record.is_file():
         raise RunError(f"{printable(run.root)} holds no run. Train first: lace-lora train")
-    told = _Told.of(run)
+    told = _Told.of(run, is_public)
     top = part("What was learnt", lambda: _head(told), run.root)
     top += part("The verdict", lambda: _verdict(told), run.root)
     links, body = "", ""
@@ -51,8 +60,7 @@ def write(run: RunFolder, *, people: Sequence[Mapping[str, Any]] = ()) -> Path:
             address = title.casefold().replace(" ", "-")
             links += f"<a href='#{address}'>{text(title)}</a>"
             body += f"<section id='{address}'><h2>{text(title)}</h2>{content}</section>\n"
-    write_text(run.report, parts.page(f"Lace LoRA: {run.name}", f"{top}<nav>{links}</nav>\n{body}"))
-    return run.report
+    return parts.page(f"Lace LoRA: {run.name}", f"{top}<nav>{links}</nav>\n{body}")
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,10 @@ class _Told:
     evaluation: Evaluation | None
     fault: str  # why there is no evaluation though there is a file
     pictures: Pictures
+    is_public: bool
 
     @classmethod
-    def of(cls, run: RunFolder) -> "_Told":
+    def of(cls, run: RunFolder, is_public: bool) -> "_Told":
         fault = ""
         try:
             evaluation = Evaluation.read(run)
@@ -76,7 +85,7 @@ class _Told:
             evaluation = None
             fault = f"{report_evidence.SCORES_FILE} cannot be understood. Write it again: lace-lora evaluate"
         return cls(run, parts.read_object(run.record), parts.read_object(run.adapter_card), parts.read_rows(run.log),
-                   evaluation, fault, Pictures(run.root))  # fmt: skip
+                   evaluation, fault, Pictures(run.root), is_public)  # fmt: skip
 
 
 def _sections(told: _Told, people: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[], str]]:
@@ -90,7 +99,7 @@ def _sections(told: _Told, people: Sequence[Mapping[str, Any]]) -> dict[str, Cal
     if found is not None:
         evidence |= {
             "Is it good": lambda: report_evidence.scores(found),
-            "Is it new": lambda: report_evidence.copies(run, found.copies, pictures),
+            "Is it new": lambda: report_evidence.copies(run, found.copies, pictures, told.is_public),
             "Which checkpoint": lambda: report_evidence.choice(found.choice) + _grid(told),
         }
     else:
@@ -204,7 +213,7 @@ def _engineer(told: _Told) -> str:
     found, run = told.evaluation, told.run
     card = {name: value for name, value in told.card.items() if name not in ("versions", "sha256", "base_model")}
     folds = {
-        "the settings that ran": lambda: _settings(run),
+        "the settings that ran": lambda: _settings(run, told.is_public),
         "time and memory": lambda: _costs(told),
         "the adapter": lambda: _facts(card, "adapter/adapter.json") if card else "",
         "how it was measured": lambda: _measured(found) if found else "",
@@ -213,7 +222,7 @@ def _engineer(told: _Told) -> str:
     return "".join(parts.fold(title, part(title.capitalize(), build, run.root)) for title, build in folds.items())
 
 
-def _settings(run: RunFolder) -> str:
+def _settings(run: RunFolder, is_public: bool) -> str:
     """Every setting of the run's config.yaml, those that differ from the default first."""
     if not run.config.is_file():
         return ""
@@ -222,6 +231,8 @@ def _settings(run: RunFolder) -> str:
         return parts.note("config.yaml holds no settings.")
     rows: dict[bool, list[list[str]]] = {True: [], False: []}
     for name, value in list(values.items())[:400]:
+        if is_public and name in FOLDERS:
+            continue
         field = Config.model_fields.get(str(name))
         default = field.default if field else None
         is_default = field is not None and config_text.scalar(_flat(value)) == config_text.scalar(_flat(default))

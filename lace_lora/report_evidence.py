@@ -161,8 +161,13 @@ def _rounded_up(value: float) -> float:
 # -- copies --
 
 
-def copies(run: RunFolder, check: CopyCheck, pictures: Pictures) -> str:
-    """Whether anything is a copy, each thing beside what it is most like, and all of it in numbers."""
+def copies(run: RunFolder, check: CopyCheck, pictures: Pictures, is_public: bool = False) -> str:
+    """Whether anything is a copy, each thing beside what it is most like, and all of it in numbers.
+
+    is_public  only in words, without photographs and their names
+    """
+    if is_public:
+        return "".join(parts.paragraph(sentence) for sentence in copy_sentences(check))
     pages = []
     for place in range(1, PAGES + 1):
         shown = pictures.figure(

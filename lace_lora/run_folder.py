@@ -13,6 +13,7 @@
                         starred.json
     evaluation/scores.json  pairs.png  nearest.jpg  subset_<name>.png  blind.jsonl  ratings.csv  base_versus_lora.png
     report.html
+    package/README.md  config.yaml  comfyui_workflow.json  samples/ …  <run_name>_package.zip
     evaluation/grid/grid.png  grid.json  cells/  measured/  measured_plain/: the grids that an evaluation measures
 """
 
@@ -362,6 +363,16 @@ class RunFolder:
     def report(self) -> Path:
         """One page about the run."""
         return self.root / "report.html"
+
+    @property
+    def package(self) -> Path:
+        """All that is given away of the run: the LoRA in both forms, its card, samples, workflow."""
+        return self.root / "package"
+
+    @property
+    def package_zip(self) -> Path:
+        """The same as one file."""
+        return self.root / f"{self.name}_package.zip"
 
     def create(self) -> "RunFolder":
         """Make the folder; RunError says what to do where that is not allowed."""

@@ -31,8 +31,9 @@ class Thing:
 
 
 def things(run: RunFolder) -> list[Thing]:
-    """What there is of a run, the LoRA first, then the report and the sheets of designs, the newest last."""
+    """What there is of a run: its package, the LoRA, then the report and the sheets of designs, the newest last."""
     found = [
+        Thing(run.package_zip, "everything to give away, packed: the LoRA, samples, workflow, report"),
         Thing(run.adapter_for_tools, "the LoRA for ComfyUI, A1111 and the like"),
         Thing(run.adapter_weights, "the same LoRA for diffusers"),
         Thing(run.concept_token, "its concept token, to be loaded beside it as an embedding"),

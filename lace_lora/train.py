@@ -26,6 +26,7 @@ from lace_lora import (
     schedule,
     sitting,
     stages,
+    starting,
     trackers,
     validation,
 )
@@ -131,9 +132,9 @@ def _run_here(
             encoded_classes = encode(drawn, settings, dtype, device, say, is_learnt=False) if drawn else None
             wanted = samples.prepare(settings, dtype, device)
 
-        # Resume: from the newest checkpoint that is whole.
+        # Resume: from the newest checkpoint that is whole; or begin, with another LoRA where one is given.
         parts = state.assemble(settings, dtype, device, may_save_memory=plan.may_save_memory, say=say)
-        start = _resume(parts, folder, record, together, say)
+        start = _resume(parts, settings, folder, record, together, say)
         record.begin_at(start)
 
         # Train: stop only between two steps.
@@ -199,6 +200,7 @@ def _planned(config: Config, processes_started: int, say: Say) -> tuple[estimate
     settings, kept = journal.settle(config, plan.config, folder)
     if kept:
         plan = estimate.again(plan, settings, config.gradient_checkpointing)
+    starting.check(settings, folder)
     # Refused before anything of the run is written, loaded or fetched; a finished one needs no memory any more.
     if not (adapters.is_whole(folder) and adapters.load(folder.root).is_complete):
         estimate.check_fits(plan)
@@ -239,7 +241,9 @@ def _tracker(settings: Config, folder: RunFolder, record: Journal, start: int, s
     )
 
 
-def _resume(parts: Parts, folder: RunFolder, record: Journal, together: processes.Processes, say: Say) -> int:
+def _resume(
+    parts: Parts, settings: Config, folder: RunFolder, record: Journal, together: processes.Processes, say: Say
+) -> int:
     """Take up the newest whole checkpoint, saying what was passed over; return the number of steps that it holds."""
     # The first process alone looks and cleans up: a damaged one would else count among those that are kept.
     with together.first_alone():
@@ -254,6 +258,8 @@ def _resume(parts: Parts, folder: RunFolder, record: Journal, together: processe
     together.check_same(start, "the step to go on from")
     if start:
         say(f"resumed   after step {start}")
+    else:
+        starting.begin(parts, settings, say)
     return start
 
 

@@ -224,7 +224,7 @@ def test_every_other_setting_of_a_group_is_folded_away_and_opens_by_a_button():
     assert [name for name, _ in config.fields_of("adapter")] == ["rank", *inside]
     assert set(form.panel.drawn) == {name for group in ("adapter", "training") for name, _ in config.fields_of(group)}
     assert fold.body.layout.display == "none"
-    assert fold.button.description == "Show Size of the LoRA (6 settings, all defaults)"
+    assert fold.button.description == "Show Size of the LoRA (7 settings, all defaults)"
     fold.button.value = True
     assert fold.body.layout.display == "flex" and fold.button.description.startswith("Hide Size of the LoRA")
 

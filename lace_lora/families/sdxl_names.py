@@ -26,6 +26,15 @@ _RESNET = {
     "conv_shortcut": "skip_connection",
     "time_emb_proj": "emb_layers.1",
 }
+# Outside the blocks; only "full" LoRAs of other trainers change these.
+_OUTSIDE = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 # What a set of keys looks like, in words that a person can search for; the first that fits is named.
 _FORMATS = (
     (r"(unet|text_encoder):\d+:(up|down)", "an SD 1.5 LoRA in the format of the early `lora` package"),
@@ -109,9 +118,11 @@ def original_place(name: str, layers_per_block: int) -> str:
     unet.down_blocks.1.attentions.0.x is input_blocks.4.1.x: block 0 is the first convolution, and each level has
     layers_per_block places and one for its halving (the way up has one place more and no halving place of its own).
     """
+    if name.removeprefix("unet.") in _OUTSIDE:
+        return _OUTSIDE[name.removeprefix("unet.")]
     found = _PLACE.fullmatch(name)
     if not found:
-        raise AdapterError(f"{name} has no name for other tools; only layers inside the blocks of an SDXL UNet have.")
+        raise AdapterError(f"{name} has no name for other tools; only layers of an SDXL UNet have.")
     part, level, kind, layer, rest = found.groups()
     if kind == "resnets":
         rest = _RESNET[rest]

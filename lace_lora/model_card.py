@@ -1,0 +1,247 @@
+"""The README.md of a package: what the LoRA is, how good it was found, how it is used; and what Hugging Face reads.
+
+The base model's licence is said as the base states it, and as unknown where it does not.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lace_lora.adapter import AdapterFacts
+from lace_lora.counting import counted
+from lace_lora.demo import MODEL as DEMO_MODEL
+from lace_lora.file_names import public_name
+from lace_lora.scores import Evaluation
+from lace_lora.workflow import Drawing, checkpoint_of
+
+# Licences as Hugging Face abbreviates them, of models that say so themselves on their pages.
+LICENCES = {
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+    "stabilityai/stable-diffusion-xl-refiner-1.0": "openrail++",
+    DEMO_MODEL: "apache-2.0",
+}
+UNKNOWN = "unknown"
+TAGS = [
+    "text-to-image",
+    "diffusers",
+    "lora",
+    "template:sd-lora",
+    "stable-diffusion-xl",
+    "stable-diffusion-xl-diffusers",
+]
+_HOW = {"num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler", "lora_scale": "strength"}
+_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of the package: its file's name in it, and what drew it, by the names of the settings."""
+
+    file: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """All that a card is written from.
+
+    base_model   as the adapter was made for it, folder or name
+    evaluation   None where nothing was measured
+    is_measured_now  whether it measured this very LoRA, and not an earlier state of it
+    files        what lies in the package, with what each is for
+    """
+
+    name: str
+    base_model: str
+    facts: AdapterFacts
+    drawing: Drawing
+    samples: Sequence[Sample]
+    evaluation: Evaluation | None
+    is_measured_now: bool
+    files: Mapping[str, str]
+
+
+def write(told: Told) -> str:
+    """The whole README.md."""
+    parts = [_front_matter(told), f"# {told.name}\n", _about(told), _verdict(told), _pictures(told.samples)]
+    parts += [_use(told), _files(told.files), _rights(told)]
+    return "\n".join(part.strip() + "\n" for part in parts if part)
+
+
+def licence_of(base_model: str) -> str:
+    """The base model's own licence: a known one, or what the README.md of its folder states; else unknown."""
+    if base_model in LICENCES:
+        return LICENCES[base_model]
+    try:
+        text = (Path(base_model).expanduser() / "README.md").read_text(encoding="utf-8")
+        found = re.match(r"---\n(.*?)\n---", text, re.S)
+        stated = yaml.safe_load(found[1]).get("license") if found else None
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return UNKNOWN
+    return stated if isinstance(stated, str) and re.fullmatch(r"[\w.+-]{1,60}", stated) else UNKNOWN
+
+
+def is_published(base_model: str) -> bool:
+    """Whether it is named as models on Hugging Face are, so that the card may link to it."""
+    return _HUB_NAME.fullmatch(base_model) is not None and not Path(base_model).is_dir()
+
+
+def example(told: Told) -> str:
+    """Three lines of Python that draw with the LoRA, for a folder into which the package was unpacked."""
+    base = public_name(told.base_model)
+    weights, drawing = "pytorch_lora_weights.safetensors", told.drawing
+    head = "from diffusers import AutoPipelineForText2Image\n"
+    where = repr(base)
+    if told.base_model == DEMO_MODEL:
+        head += "from lace_lora.demo import locate\n"
+        where = f"locate({base!r})"
+    head += f"\npipeline = AutoPipelineForText2Image.from_pretrained({where})\n"
+    head += f'pipeline.load_lora_weights(".", weight_name="{weights}")\n'
+    if told.facts.learns_token:
+        head += _word(told.facts.concept_token)
+    said = f"{drawing.prompt!r}, negative_prompt={drawing.negative_prompt!r}"
+    said += f", width={drawing.width}, height={drawing.height}, num_inference_steps={drawing.num_inference_steps}"
+    said += f", guidance_scale={drawing.guidance_scale:g}"
+    return f'{head}pipeline({said}).images[0].save("design.png")\n'
+
+
+# -- inside --
+
+
+def _word(token: str) -> str:
+    return (
+        "from safetensors.torch import load_file\n"
+        'word = load_file("concept_token.safetensors")\n'
+        f'pipeline.load_textual_inversion(word["clip_l"], {token!r})\n'
+        f'pipeline.load_textual_inversion(word["clip_g"], {token!r}, pipeline.tokenizer_2, pipeline.text_encoder_2)\n'
+    )
+
+
+def _front_matter(told: Told) -> str:
+    from huggingface_hub import ModelCardData
+
+    widget = [
+        {
+            "text": str(one.details.get("prompt") or ""),
+            "parameters": {"negative_prompt": str(one.details.get("negative_prompt") or "")},
+            "output": {"url": one.file},
+        }
+        for one in told.samples
+    ]
+    named: dict[str, Any] = {"base_model": told.base_model} if is_published(told.base_model) else {}
+    named |= {"widget": widget} if widget else {}
+    data = ModelCardData(
+        license=licence_of(told.base_model),
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=TAGS,
+        instance_prompt=told.facts.instance_prompt or told.facts.concept_token,
+        **named,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _about(told: Told) -> str:
+    facts, token = told.facts, told.facts.instance_prompt or told.facts.concept_token
+    kind = "".join([", DoRA" if facts.use_dora else "", ", rsLoRA" if facts.use_rslora else ""])
+    rows = [
+        ("write in a prompt", _code(token) if token else "not known"),
+        ("base model", _code(public_name(told.base_model))),
+        ("rank, alpha", f"{facts.rank}, {facts.alpha:g}{kind}"),
+        ("trained", _trained(facts)),
+        ("drawn at", f"{told.drawing.width} × {told.drawing.height} px, strength {told.drawing.lora_scale:g}"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"A LoRA for Stable Diffusion XL, made with Lace LoRA.\n\n| | |\n|---|---|\n{table}\n"
+
+
+def _trained(facts: AdapterFacts) -> str:
+    if not facts.versions:
+        return "with another program"
+    ended = "" if facts.is_complete else "; the training was stopped before its end"
+    return f"{counted(facts.step, 'step')} at {facts.resolution} px{ended}"
+
+
+def _verdict(told: Told) -> str:
+    head = "## Is it good, is it new\n\n"
+    found = told.evaluation
+    if found is None or not found.verdict:
+        return f"{head}Not measured."
+    stale = (
+        ""
+        if told.is_measured_now
+        else "This was measured on an earlier state of the LoRA; it was trained on since.\n\n"
+    )
+    return head + stale + "\n".join(f"- {_plain(sentence)}" for sentence in found.verdict)
+
+
+def _pictures(samples: Sequence[Sample]) -> str:
+    if not samples:
+        return ""
+    shown = []
+    for one in samples:
+        prompt, negative = str(one.details.get("prompt") or ""), one.details.get("negative_prompt")
+        seed = one.details.get("seed")
+        said = [f"prompt {_code(prompt)}", *([f"negative prompt {_code(str(negative))}"] if negative else [])]
+        said += [f"seed {seed}"] if seed is not None else []
+        said += [f"{word} {one.details[name]}" for name, word in _HOW.items() if one.details.get(name) is not None]
+        said += ["refined"] if one.details.get("refine") not in (None, "none") else []
+        shown.append(f"![{_plain(prompt)}]({one.file})\n\n{', '.join(said)}")
+    return "## Samples\n\n" + "\n\n".join(shown)
+
+
+def _use(told: Told) -> str:
+    lora, drawing = told.drawing.lora_file, told.drawing
+    checkpoints = _code(checkpoint_of(drawing.base_model))
+    if drawing.is_refined:
+        checkpoints += f" and {_code(checkpoint_of(drawing.refiner_model))}"
+    word = ""
+    if drawing.embedding:
+        word = f" The word it learnt lies in a file of its own: copy `concept_token.safetensors` to " \
+               f"`models/embeddings/{drawing.embedding}.safetensors`, and write `embedding:{drawing.embedding}` in " \
+               "prompts."  # fmt: skip
+    if told.facts.use_dora:
+        word += " ComfyUI computes DoRA a little differently from diffusers, so pictures differ a little there."
+    return (
+        "## How it is used\n\n"
+        f"**ComfyUI**: copy `{lora}` to `models/loras`, then drop `comfyui_workflow.json` on the page. It asks for the "
+        f"checkpoint {checkpoints}; choose yours where it has another name. `comfyui_workflow_api.json` is the same "
+        f"for programs.{word}\n\n"
+        f"**A1111, Forge and the like**: copy `{lora}` to `models/Lora` and write "
+        f"{_code(f'<lora:{Path(lora).stem}:{drawing.lora_scale:g}> {drawing.prompt}')}.\n\n"
+        '**diffusers**, in this folder (on a GPU add `.to("cuda")` to the pipeline):\n\n'
+        f"```python\n{example(told)}```\n\n"
+        "**Lace LoRA**: `lace-lora import` with the path of this folder."
+    )
+
+
+def _files(files: Mapping[str, str]) -> str:
+    return "## Files\n\n" + "\n".join(f"- `{name}`: {purpose}" for name, purpose in files.items())
+
+
+def _rights(told: Told) -> str:
+    licence, base = licence_of(told.base_model), _code(public_name(told.base_model))
+    stated = (
+        f"{base} is under the licence {_code(licence)}" if licence != UNKNOWN else f"The licence of {base} is not known"
+    )
+    return (
+        f"## Rights\n\n{stated}; it binds what is drawn with this LoRA too. The photographs that were learnt from are "
+        "not part of this package, and their rights stay with their owner."
+    )
+
+
+def _code(text: str) -> str:
+    """A text as Markdown shows it letter by letter; <tokens> would vanish as HTML."""
+    line = " ".join(text.split()).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if "`" in line else ""
+    return f"{fence}{space}{line}{space}{fence}" if line else "empty"
+
+
+def _plain(text: str) -> str:
+    """A text without anything that Markdown or HTML would take for markup."""
+    return re.sub(r"([\\`*_\[\]<>|!#])", r"\\\1", " ".join(text.split()))
