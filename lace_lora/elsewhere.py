@@ -37,6 +37,7 @@ def prepare(config: Config, place: Place, say: Say) -> Order:
     if not (config.width and config.height) and not lora.facts.resolution:
         config = config.with_preset({"width": config.width or SIDE_PX, "height": config.height or SIDE_PX})
     models = place.models(config, lora, say)
+    config = config if models.refiner else config.with_preset({"refine": "none"})
     if not lora.is_complete:
         say(f"! This adapter's training was stopped at step {lora.facts.step}; lace-lora train goes on with it.")
     pictures = wanted.pictures(config, run, lora, models, say)
@@ -88,5 +89,3 @@ def maker(
 def _as_it_came(one: Generation, size: tuple[int, int]) -> Generation:
     """The design with the size that it has, where a place draws in sizes of its own."""
     return one if (one.width, one.height) == size else replace(one, width=size[0], height=size[1])
-
-

@@ -11,6 +11,7 @@ from lace_lora import examples as words_and_pictures
 from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.backends import Place, Trained, Training, records
 from lace_lora.config import Config
+from lace_lora.data_utils import Example
 from lace_lora.errors import LaceError, RunError, SettingsError
 from lace_lora.file_names import public_name
 from lace_lora.journal import Journal
@@ -61,7 +62,7 @@ def run(config: Config, place: Place, say: Say = print) -> Adapter:
 
 
 def _trained(
-    place: Place, settings: Config, folder: RunFolder, examples: list[words_and_pictures.Example], record: Journal,
+    place: Place, settings: Config, folder: RunFolder, examples: list[Example], record: Journal,
     say: Say,
 ) -> Trained | None:  # fmt: skip
     """What the place made of it, with run.json true whatever happens."""

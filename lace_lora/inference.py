@@ -119,9 +119,7 @@ def _as_drawn(config: Config, order: Order) -> Config:
     return config.with_preset(drawn | {"width": width, "height": height, "refine": refine})
 
 
-def _made(
-    order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None, make: Make
-) -> bool:
+def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None, make: Make) -> bool:
     """All that this process is to make; returns whether there was anything to make in the sheet."""
     sheet.mend(order.folder, order.shard)
     finished = sheet.read_finished(order.folder, order.pictures)

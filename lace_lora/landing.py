@@ -5,7 +5,7 @@ only the place that made it draws with it.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from lace_lora import adapter as adapters
 from lace_lora import checkpoint, contents
@@ -28,6 +28,8 @@ def land(folder: RunFolder, data: bytes, facts: AdapterFacts) -> Adapter:
     Raises AdapterError where it is no safetensors file, is empty, or holds NaN.
     """
     state = _read(data, folder)
+    alphas = {float(one) for name, one in state.items() if name.endswith(".alpha") and one.numel() == 1}
+    facts = replace(facts, alpha=alphas.pop()) if len(alphas) == 1 else facts  # as the trainer has it
     bad = [name for name, one in state.items() if not bool(torch.isfinite(one).all())]
     if bad:
         raise AdapterError(f"The LoRA that came holds NaN or infinity ({len(bad)} tensors, first: {bad[0]}). Train it "

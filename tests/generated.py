@@ -191,6 +191,7 @@ LEVELS = {
     "preflight": 11,
     "options": 11,
     "plan_command": 13,
+    "cancel_command": 13,
     "notebook": 12,
     "form_parts": 12,
     "swatch_form": 13,

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,7 +19,8 @@ from urllib.parse import quote, urlsplit
 from pydantic import SecretStr
 
 from lace_lora import colab
-from lace_lora.errors import BackendError, MachineError, SettingsError
+from lace_lora.backends.packages import needed
+from lace_lora.errors import BackendError, SettingsError
 from lace_lora.file_names import printable
 
 KEY_NAME = "LACE_BACKEND_KEY"
@@ -314,16 +314,6 @@ def _reply(server: Server, method: str, path: str, patience: float | None = None
             is_told = True
         server.wait(pause)
         left, pause = left - pause, min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-
-def needed(module: str, package: str, extra: str) -> Any:
-    """A module that only this place needs. Raises MachineError naming the pip install where it is missing."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MachineError(
-            f"The package {package} is missing. Install it with: pip install {package} (or lace-lora[{extra}])."
-        ) from error
 
 
 def _retry_after(text: str | None, pause: float) -> float:

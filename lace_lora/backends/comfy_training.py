@@ -55,8 +55,9 @@ def nodes_of(info: Mapping[str, Any]) -> Nodes:
                 return kind
         return None
 
-    trainer = next((kind for kind, node in sorted(info.items()) if LORA in node.get("output", [])
-                    and {"MODEL", "LATENT", "CONDITIONING"} <= {_type(one) for one in _inputs(node).values()}), None)  # fmt: skip
+    wanted = {"MODEL", "LATENT", "CONDITIONING"}
+    trainers = [kind for kind, node in sorted(info.items()) if LORA in node.get("output", [])]
+    trainer = next((one for one in trainers if wanted <= {_type(each) for each in _inputs(info[one]).values()}), None)
     saver = first(takes={LORA}, gives=[], is_last=True)
     reader = first(takes={"CLIP"}, gives=["IMAGE", "CONDITIONING"], named={"folder"})
     loader = reader or first(takes=set(), gives=["IMAGE", "STRING"], named={"folder"})

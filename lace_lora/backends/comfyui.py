@@ -48,8 +48,9 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
         raise SettingsError(f"ComfyUI has no nodes of its own for {', '.join(other)}. Take it out, or draw with "
                             "backend local.")  # fmt: skip
     if lora.facts.family != "sdxl":
-        raise SettingsError(f"This LoRA is for {lora.facts.family}, and the workflow is for SDXL. Draw with the backend "
-                            "that trained it.")  # fmt: skip
+        raise SettingsError(
+            f"This LoRA is for {lora.facts.family}, not for SDXL. Draw with the backend that trained it."
+        )
     server, version = comfy_server.connect(config.backend_url, say)
     info = comfy_server.node_info(server)
     lacking = [kind for kind in (*NEEDED, *(FOR_REFINER if config.refine != "none" else ())) if kind not in info]
@@ -207,7 +208,9 @@ class _Desk:
         for is_second in (False, True):
             try:
                 number = self.numbers[str(one.index)]["id"]
-                return comfy_server.follow(self.server, number, lambda: asked.stop.asked, partial(_tell, asked.say, one))
+                return comfy_server.follow(
+                    self.server, number, lambda: asked.stop.asked, partial(_tell, asked.say, one)
+                )
             except comfy_server.Failed:
                 self.forget(one)
                 raise
