@@ -250,22 +250,25 @@ def _events(server: Server, is_stopped: Callable[[], bool]) -> Iterator[dict[str
     """What the websocket tells, until stopped; an empty event now and then, so that the history is looked at."""
     websocket = needed("websocket", "websocket-client", "comfyui")
     address = f"ws{server.url.removeprefix('http')}/ws?clientId={server.client_id}"
-    line, looked = None, 0.0
+    line, looked = None, -LOOK_SECONDS
     try:
         while not is_stopped():
+            try:
+                if line is None:
+                    carried = [f"{name}: {value}" for name, value in server.headers.items()]
+                    line = websocket.create_connection(address, timeout=1.0, header=carried)
+                    looked = -LOOK_SECONDS  # what ended before it listened is told by nobody
+            except (OSError, websocket.WebSocketException):
+                server.wait(min(1.0, LOOK_SECONDS))
             if time.monotonic() - looked >= LOOK_SECONDS:
                 yield {}
                 looked = time.monotonic()
             try:
-                if line is None:
-                    near = [f"{name}: {value}" for name, value in server.headers.items()]
-                    line = websocket.create_connection(address, timeout=1.0, header=near)
-                text = line.recv()
+                text = line.recv() if line else ""
             except websocket.WebSocketTimeoutException:
                 continue
             except (OSError, websocket.WebSocketException):
                 line = None
-                server.wait(1.0)
                 continue
             if isinstance(text, str) and text:  # bytes are previews
                 with suppress(ValueError):
@@ -274,7 +277,7 @@ def _events(server: Server, is_stopped: Callable[[], bool]) -> Iterator[dict[str
                         yield event
     finally:
         if line is not None:
-            line.close()
+            line.shutdown()  # close() would wait for the server's goodbye
 
 
 def _json(server: Server, method: str, path: str, patience: float | None = None) -> Any:

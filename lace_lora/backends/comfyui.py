@@ -11,7 +11,7 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,7 +49,7 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
                             "backend local.")  # fmt: skip
     if lora.facts.family != "sdxl":
         raise SettingsError(
-            f"This LoRA is for {lora.facts.family}, not for SDXL. Draw with the backend that trained it."
+            f"This LoRA is for {lora.facts.family}, not for SDXL. Draw with what trained it."
         )
     server, version = comfy_server.connect(config.backend_url, say)
     info = comfy_server.node_info(server)
@@ -187,6 +187,7 @@ class _Desk:
     server: Server
     file: Path
     numbers: dict[str, Any]
+    adopted: set[int] = field(default_factory=set)  # asked for in an earlier session
 
     def ask(self, one: Generation, drawing: comfy_workflow.Drawing, *, anew: bool = False) -> None:
         """Have a design in the server's queue: the one of before, if it was the same, else a new one.
@@ -197,6 +198,7 @@ class _Desk:
         same = {"digest": digest, "url": self.server.url}
         before = self.numbers.get(str(one.index), {})
         if not anew and before.get("id") and all(before.get(name) == same[name] for name in same):
+            self.adopted.add(one.index)
             return
         kept = self._keep(one, same | {"id": str(uuid.uuid4())})
         number = comfy_server.queue(self.server, drawing.workflow, kept["id"])
@@ -213,7 +215,9 @@ class _Desk:
                 )
             except comfy_server.Failed:
                 self.forget(one)
-                raise
+                if one.index not in self.adopted or is_second:
+                    raise
+                self.ask(one, drawing, anew=True)  # it failed long ago; what was wrong may be mended
             except comfy_server.Unknown as error:
                 if is_second:
                     raise BackendError(
