@@ -1,7 +1,6 @@
 """The LoRA of a training that was done elsewhere: into the run's folder as it came, and read from there.
 
-It stays in the format of the program that made it. Where that is ours it is a run's adapter like any other; where not,
-only the place that made it draws with it.
+It stays, byte for byte, in the format of the program that made it; the place that made it draws with it.
 """
 
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from lace_lora import checkpoint, contents
 from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.errors import AdapterError
 from lace_lora.families import quiet
-from lace_lora.families import sdxl_names as naming
 from lace_lora.run_folder import RunFolder
 
 with quiet.quiet():
@@ -34,13 +32,10 @@ def land(folder: RunFolder, data: bytes, facts: AdapterFacts) -> Adapter:
     if bad:
         raise AdapterError(f"The LoRA that came holds NaN or infinity ({len(bad)} tensors, first: {bad[0]}). Train it "
                            "again, with a smaller learning_rate.")  # fmt: skip
-    is_ours = naming.format_of({name: tuple(one.shape) for name, one in state.items()}) == naming.OURS
-    files = [folder.adapter_for_tools, *([folder.adapter_weights] if is_ours else [])]
-    for file in files:
-        checkpoint.write_bytes(file, data)
-    sums = {file.name: checkpoint.sha256(file) for file in files}
-    checkpoint.write_json(folder.adapter_card, asdict(facts) | {"sha256": sums})
-    return Adapter(facts, state, files[-1])
+    file = folder.adapter_for_tools
+    checkpoint.write_bytes(file, data)
+    checkpoint.write_json(folder.adapter_card, asdict(facts) | {"sha256": {file.name: checkpoint.sha256(file)}})
+    return Adapter(facts, state, file)
 
 
 def lora_of(run: RunFolder) -> Adapter:

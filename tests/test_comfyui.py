@@ -272,9 +272,7 @@ def test_a_full_queue_is_waited_for_and_then_said(there, fake):
 def test_a_checkpoint_that_is_not_there_is_a_sentence_with_those_that_are(there, fake):
     """C1."""
     choices = fake.info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"]
-    with pytest.raises(
-        SettingsError, match=r"refiner_model somebody/other means. It has: sd_xl_base.* refine none"
-    ):
+    with pytest.raises(SettingsError, match=r"refiner_model somebody/other means. It has: sd_xl_base.* refine none"):
         quiet_run(there(refiner_model="somebody/other"))
     choices[0] = ["juggernaut.safetensors"]
     with pytest.raises(SettingsError, match="Set pretrained_model to one of them"):

@@ -48,9 +48,7 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
         raise SettingsError(f"ComfyUI has no nodes of its own for {', '.join(other)}. Take it out, or draw with "
                             "backend local.")  # fmt: skip
     if lora.facts.family != "sdxl":
-        raise SettingsError(
-            f"This LoRA is for {lora.facts.family}, not for SDXL. Draw with what trained it."
-        )
+        raise SettingsError(f"This LoRA is for {lora.facts.family}, not for SDXL. Draw with what trained it.")
     server, version = comfy_server.connect(config.backend_url, say)
     info = comfy_server.node_info(server)
     lacking = [kind for kind in (*NEEDED, *(FOR_REFINER if config.refine != "none" else ())) if kind not in info]
