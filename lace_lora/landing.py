@@ -35,14 +35,16 @@ def land(folder: RunFolder, data: bytes, facts: AdapterFacts) -> Adapter:
     file = folder.adapter_for_tools
     checkpoint.write_bytes(file, data)
     checkpoint.write_json(folder.adapter_card, asdict(facts) | {"sha256": {file.name: checkpoint.sha256(file)}})
+    for earlier in (folder.adapter_weights, folder.concept_token):  # of a training that was begun here and not ended
+        earlier.unlink(missing_ok=True)
     return Adapter(facts, state, file)
 
 
 def lora_of(run: RunFolder) -> Adapter:
     """A run's LoRA in whatever format, for a place that can draw with it. Raises AdapterError as adapter.load does."""
-    if run.adapter_weights.is_file() or not run.adapter_for_tools.is_file():
-        return adapters.load(run.root)
     card = contents.json_in(run.adapter_card)
+    if "made_by" not in card.get("versions", {}) or not run.adapter_for_tools.is_file():
+        return adapters.load(run.root)
     if card.get("sha256", {}).get(run.adapter_for_tools.name) != checkpoint.sha256(run.adapter_for_tools):
         raise AdapterError(f"{run.adapter_for_tools} is not as it was written (its checksum in adapter.json differs). "
                            "Copy or train it again.")  # fmt: skip
