@@ -203,7 +203,7 @@ def train(config: Config) -> None:
 @verb("cancel")
 def cancel(config: Config) -> None:
     """Stop the training that a place elsewhere (backend) does for this run."""
-    cancel_command.run(_open(config), _say)
+    cancel_command.run(_open(config.model_copy(update={"preset": "none"})), _say)
 
 
 @verb("generate")

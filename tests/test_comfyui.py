@@ -3,6 +3,10 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ from tests.fake_comfyui import FakeComfyUI
 @pytest.fixture
 def fake(monkeypatch):
     """A server that is patient with nobody: what would be asked again for minutes is given up in a moment."""
-    monkeypatch.setattr(comfy_server, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(comfy_server, "PATIENCE_SECONDS", 0.4)
     monkeypatch.setattr(comfy_server, "LOOK_SECONDS", 0.1)
     monkeypatch.delenv(comfy_server.KEY_NAME, raising=False)
     server = FakeComfyUI()
@@ -31,7 +35,7 @@ def there(asked, fake):
     """Settings of a run that the server draws."""
     names = {"pretrained_model": "stabilityai/stable-diffusion-xl-base-1.0"}
     names["refiner_model"] = "stabilityai/stable-diffusion-xl-refiner-1.0"
-    usual = {"backend": "comfyui", "backend_url": fake.url, "num_images": 3} | names
+    usual = {"backend": "comfyui", "backend_url": fake.url, "num_images": 3, "zip": False} | names
     return lambda **changes: asked(**usual | changes)
 
 
@@ -42,7 +46,7 @@ def kinds_in(prompt):
 def test_a_sheet_of_comfyui_has_the_files_and_rows_of_one_drawn_here(there, asked, fake):
     """C1: the same config submitted to each; gallery, page and report read what a local run writes."""
     here = quiet_run(asked(num_images=3, sheet_name="here"))
-    designs = quiet_run(there(sheet_name="there"))
+    designs = quiet_run(there(sheet_name="there", zip=True))
     assert designs.is_complete and not designs.owed
     mine, theirs = (files_of(one.folder.root) for one in (here, designs))
     assert {name.replace("here", "there") for name in mine} == set(theirs)
@@ -230,6 +234,8 @@ def test_a_stop_takes_back_what_waits_there_and_run_again_goes_on(there, fake):
 def test_a_server_that_is_gone_is_a_sentence_and_nothing_is_lost(there, fake, monkeypatch):
     """C1: server gone, before and in the middle."""
     said = []
+    with pytest.raises(SettingsError, match="no address of a server. Write for example http://localhost:8188"):
+        quiet_run(there(backend_url="localhost:8188"))
     with pytest.raises(BackendError, match="does not answer .* Start it, or correct backend_url"):
         quiet_run(there(backend_url="http://127.0.0.1:9"))
     with pytest.raises(BackendError, match="does not answer"):
@@ -356,12 +362,43 @@ def test_runs_that_are_drawn_elsewhere_are_listed(there):
     assert [job.name for job in runs.jobs(there().lora_output_dir)] == ["lace"]
 
 
+@pytest.fixture
+def real(tmp_path):
+    """A real ComfyUI on the CPU, from the checkout at LACE_COMFYUI.
+
+    LACE_COMFYUI_PYTHON is its Python, and LACE_COMFYUI_BASE the folder whose models/checkpoints has both of SDXL's.
+    """
+    checkout = os.environ.get("LACE_COMFYUI")
+    if not checkout:
+        pytest.skip("no ComfyUI: set LACE_COMFYUI to a checkout of it, and see the fixture `real` for the rest")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [os.environ.get("LACE_COMFYUI_PYTHON", sys.executable), "main.py", "--cpu", "--listen", "127.0.0.1"]
+    words += ["--port", str(port), "--disable-all-custom-nodes", "--dont-print-server"]
+    words += ["--base-directory", os.environ.get("LACE_COMFYUI_BASE", checkout)]
+    words += os.environ.get("LACE_COMFYUI_OPTIONS", "").split()
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(words, cwd=checkout, stdout=log, stderr=log)
+        try:
+            for _ in range(240):
+                try:
+                    comfy_server.connect(f"http://127.0.0.1:{port}", print)
+                    break
+                except BackendError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
 @pytest.mark.slow
-def test_a_real_comfyui_draws_a_sheet(asked, tmp_path):
-    """C1: against a real server. LACE_COMFYUI_URL is its address; it must have both SDXL checkpoints."""
-    url = os.environ.get("LACE_COMFYUI_URL")
-    if not url:
-        pytest.skip("no ComfyUI: set LACE_COMFYUI_URL to the address of one that runs")
-    designs = quiet_run(asked(backend="comfyui", backend_url=url, num_images=1, width=64, height=64,
-                              pretrained_model="sd_xl_base_1.0", refiner_model="sd_xl_refiner_1.0"))  # fmt: skip
-    assert designs.is_complete and designs[0].refined.is_file()
+def test_a_real_comfyui_draws_a_sheet(asked, real):
+    """C1: ComfyUI verified against a real server: upload, queue, websocket, both checkpoints, pictures fetched."""
+    names = {"pretrained_model": "sd_xl_base_1.0", "refiner_model": "sd_xl_refiner_1.0"}
+    designs = quiet_run(asked(backend="comfyui", backend_url=real, num_images=2, width=64, height=64, **names))
+    assert designs.is_complete
+    assert all(pictures.read_details(path)["seed"] == one.seed for one in designs for path in one.files())
+    different = {one.base.read_bytes() for one in designs} | {one.path.read_bytes() for one in designs}
+    assert len(different) == 4

@@ -74,7 +74,7 @@ def test_a_training_is_sent_followed_brought_and_listed(fake, settings):
     assert fake.made == [{"owner": "anna", "name": "my-lace", "visibility": "private", "hardware": "gpu-l40s"}]
     (found,) = runs.jobs(settings().lora_output_dir)
     assert (found.state, found.step, found.total, found.percent) == ("finished", 10, 10, 100)
-    assert any(line.startswith("cost      This training by stability-ai/sdxl at Replicate: about $") for line in said)
+    assert any(line.startswith("cost      this training by stability-ai/sdxl at Replicate: about $") for line in said)
     assert not run.elsewhere.exists() and "step 5/10" in said
 
 
@@ -305,7 +305,7 @@ def drawn(settings, **changes):
 def test_designs_are_drawn_by_the_trained_version(fake, settings):
     """C1, C15: the same sheet as a local one; the cost is agreed to first."""
     quietly(settings())
-    with pytest.raises(SettingsError, match="3 designs at Replicate is estimated to cost about"):
+    with pytest.raises(SettingsError, match="The estimate for 3 designs at Replicate is about"):
         inference.run(drawn(settings, max_cost_usd=0), say=lambda line: None)
     assert not fake.predictions
     designs = inference.run(drawn(settings), say=lambda line: None)

@@ -70,7 +70,13 @@ class Server:
 
 
 def connect(url: str, say: Say, wait: Callable[[float], None] = time.sleep) -> tuple[Server, str]:
-    """The server that listens there, and its version. Raises BackendError where nothing of the kind answers."""
+    """The server that listens there, and its version.
+
+    Raises SettingsError for what is no address, BackendError where nothing of the kind answers.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise SettingsError(f"backend_url {printable(url)} is no address of a server. Write for example "
+                            f"http://{printable(url.rpartition('//')[2])}.")  # fmt: skip
     server = Server(url.rstrip("/"), say, key=find_key(url), wait=wait)
     found = _json(server, "GET", "/system_stats", patience=0.0)
     version = found.get("system", {}).get("comfyui_version") if isinstance(found, dict) else None

@@ -60,7 +60,7 @@ def train(asked: Training) -> Trained | None:
     kept = records.read(record)
     if "id" not in kept:
         destination = _destination(config)
-        _agree(config, training_cost(config, len(asked.examples)), f"This training by {row['model']}", asked.say)
+        _agree(config, training_cost(config, len(asked.examples)), f"this training by {row['model']}", asked.say)
     account = replicate_client.connect(asked.say)
     if "id" not in kept:
         kept = _begun(account, asked, row, destination, kept)
@@ -205,7 +205,7 @@ def _agree(config: Config, cost: trainers.Cost, what: str, say: Say) -> None:
     if cost.usd > config.max_cost_usd:
         least = math.ceil(100 * cost.usd) / 100
         raise SettingsError(
-            f"{what} at Replicate is estimated to cost {cost}, and max_cost_usd is {config.max_cost_usd:g}. To agree, "
+            f"The estimate for {what} at Replicate is {cost}, and max_cost_usd is {config.max_cost_usd:g}. To agree, "
             f"set max_cost_usd to {least:.2f} or more; the bill may differ. Nothing was begun."
         )
 
