@@ -255,6 +255,11 @@ def _find(path: Path) -> Path:
     for choice in choices:
         if choice.is_file():
             return choice
+    if RunFolder(path).adapter_for_tools.is_file():
+        raise AdapterError(
+            f"The LoRA of {path} was trained elsewhere and is in another program's format: "
+            f"{RunFolder(path).adapter_for_tools}. Draw with the backend that trained it, such as --backend comfyui."
+        )
     raise AdapterError(
         f"No adapter in {path}. Train one first (lace-lora train, or notebook 03), "
         "or check run_name and lora_output_dir."

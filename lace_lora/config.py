@@ -41,6 +41,8 @@ USER_KEYS = (
 )
 # Lists whose texts hold commas: they are written one a line.
 BY_LINE = ("prompts", "plain_prompts")
+# Addresses, and the environment variables that hold the keys for them.
+KEYS = {"caption_url": "LACE_CAPTION_KEY", "backend_url": "LACE_BACKEND_KEY"}
 # Where notebooks look for settings in Drive, below the folder that it is mounted at.
 DRIVE_FILE = "MyDrive/lace_lora/config.yaml"
 
@@ -59,6 +61,12 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     num_processes: Annotated[int, Field(ge=1, le=4096)] | Auto = setting("auto", "where", "processes that train together, one a GPU; auto takes every GPU of this machine", "processes")
     push_to_hub: str | None = setting(None, "where", "where lace-lora package also uploads to on Hugging Face, such as my-name/lace; private until you change it there; empty uploads nothing")
     must_fit: bool = setting(True, "where", "refuse a run before anything is loaded where the plan says that memory cannot hold it; switch off on a machine that the plan may misjudge")
+
+    backend: Literal["local", "comfyui", "replicate"] = setting("local", "where", "where the work is done: on this machine (local), by a ComfyUI that runs somewhere, or at Replicate, which takes money")
+    backend_url: str = setting("http://localhost:8188", "where", "address of your ComfyUI, where backend is comfyui", min_length=1)
+    backend_model: str | None = setting(None, "where", "your own model at Replicate, such as anna/my-lace: trainings go into it, and designs are drawn with it")
+    backend_trainer: Literal["sdxl", "flux-dev", "fast-flux"] = setting("sdxl", "where", "who trains at Replicate; only sdxl makes a LoRA for SDXL")
+    max_cost_usd: float = setting(0.0, "where", "how much work elsewhere may cost; what is estimated to cost more is not begun", "dollars", ge=0, le=10_000)
 
     instance_prompt: str = setting("a photo of <myspecialstyle>", "pictures", "caption for pictures that have none of their own; must hold the concept token", min_length=1)
     class_prompt: str = setting("a photo of a painting", "pictures", "the same thing in ordinary words, for prior preservation and for the refiner", min_length=1)
@@ -171,7 +179,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     def _with_dots(cls, types: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f".{kind.strip().lstrip('.')}".casefold() for kind in types)
 
-    @field_validator("caption_url")
+    @field_validator("caption_url", "backend_url")
     @classmethod
     def _without_secrets(cls, url: str | None) -> str | None:
         """It is kept in the run's config.yaml; a key in it would be too."""
@@ -311,10 +319,10 @@ def _converted(name: str, value: Any) -> Any:
 def _sentence(name: str, value: Any) -> str:
     """What is wrong with a value, its bounds, and the nearest value that would do."""
     field = Config.model_fields[name]
-    if name == "caption_url":  # what is wrong with it may be a key, which must not be shown
+    if name in KEYS:  # what is wrong with it may be a key, which must not be shown
         return (
-            "caption_url must be an address without user name, question mark or #; a key belongs into the environment "
-            "variable LACE_CAPTION_KEY, or into Colab's secrets under that name."
+            f"{name} must be an address without user name, question mark or #; a key belongs into the environment "
+            f"variable {KEYS[name]}, or into Colab's secrets under that name."
         )
     bounds, unit = bounds_of(field), unit_of(field)
     number = _as_number(value)

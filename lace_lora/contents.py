@@ -37,7 +37,8 @@ def holds_run(run: RunFolder) -> bool:
 
 def has_learnt(run: RunFolder) -> bool:
     """Whether a training kept anything of what it learnt."""
-    return bool(checkpoint.numbered(run.checkpoints)) or checkpoint.size_of(run.adapter_weights) is not None
+    files = (run.adapter_weights, run.adapter_for_tools)  # the latter alone where it was trained elsewhere
+    return bool(checkpoint.numbered(run.checkpoints)) or any(checkpoint.size_of(one) is not None for one in files)
 
 
 def newest_step(run: RunFolder) -> int:

@@ -7,6 +7,7 @@ LaceError
 ├── AdapterError      a LoRA file is missing, damaged or made for another model
 ├── RunError          a run folder cannot be written, or belongs to other settings
 ├── MachineError      memory, disk or Drive gave out
+├── BackendError      a server on which work is done (ComfyUI, Replicate) is away, refuses or failed
 └── NotebookError     a notebook or a combination of a batch failed, or was asked for a parameter it does not have
 
 Doors (command line, notebooks) print `str(error)` and fail; nothing below a door prints an error and goes on.
@@ -39,6 +40,10 @@ class RunError(LaceError):
 
 class MachineError(LaceError):
     """Memory, disk or Drive gave out."""
+
+
+class BackendError(LaceError):
+    """A server on which work is done elsewhere cannot be reached, refuses, or failed at it."""
 
 
 class NotebookError(LaceError):

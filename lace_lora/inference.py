@@ -6,13 +6,27 @@ and how they are kept in sheet.
 B batch · C latent channels (4) · H,W latent cells (px/8)
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import estimate, figures, finishing, own_folders, presets, production, sheet, stages, stopping, wanted
+from lace_lora import (
+    backends,
+    elsewhere,
+    estimate,
+    figures,
+    finishing,
+    own_folders,
+    presets,
+    production,
+    sheet,
+    stages,
+    stopping,
+    wanted,
+)
 from lace_lora import order as orders
 from lace_lora.batches import batch_size, in_batches, texts_of
 from lace_lora.config import Config
@@ -26,6 +40,7 @@ from lace_lora.shelf import Shelf
 SECONDS_FOR_DRIVE = 60.0  # for which the end waits for a Drive that does not take what is finished
 
 Say = Callable[[str], None]
+Make = Callable[[Order, Mapping[int, Generation], stopping.Stop], Iterator[Generation]]
 
 
 class Designs(list[Generation]):
@@ -49,32 +64,40 @@ def run(
     say: Say = print,
     show: Callable[[Generation], None] | None = None,
     shelf: Shelf | None = None,
+    place: backends.Place | None = None,
 ) -> Designs:
     """Make the sheet that the settings ask for; called again, make what is missing of it.
 
     show     called with each picture as soon as its files are written
+    place    who draws, in place of what the setting backend names: a function of yours (see backends.Place)
     shelf    where models stay in memory from one call to the next; without one they do only within this call
     returns  the finished pictures in order; fewer than asked for when it was stopped (Ctrl-C, the stop button,
              SIGTERM), or where other processes make the rest
 
-    Raises AdapterError where nothing was trained yet, and ModelError, SettingsError, MachineError or RunError with what
-    to do; what is finished stays.
+    Raises AdapterError where nothing was trained yet, and ModelError, SettingsError, MachineError, RunError or
+    BackendError with what to do; what is finished stays.
     """
     # What is asked for, and what of it is there already.
     machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
     settled = presets.settle(config, machine)
     if settled.banner:
         say(settled.banner)
-    own_shelf = Shelf.of(machine, say) if shelf is None else None
+    place = place or backends.of(settled.config.backend)
+    own_shelf = Shelf.of(machine, say) if shelf is None and place is None else None
     with own_folders.answering(settled.config):
-        order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
-    planned, watch = estimate.check_drawing(_as_drawn(settled.config, order), machine), figures.Watch()
+        if place is None:
+            order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
+        else:
+            order = elsewhere.prepare(settled.config, place, say)
+    watch = figures.Watch()
+    planned = estimate.check_drawing(_as_drawn(settled.config, order), machine) if place is None else None
+    make: Make = partial(_make_here, say, watch) if place is None else elsewhere.maker(settled.config, place, say)
     stop, lacked = stopping.Stop(), False
     with order.workplace.locked(order.shard, say):
         order.workplace.bring()
         try:
             with stopping.on_request(say, "Stopping after this batch; stop again to stop at once.") as stop:
-                lacked = _made(order, stop, say, show, watch)
+                lacked = _made(order, stop, say, show, make)
         except KeyboardInterrupt:  # the second request, or one where Python delivers no signals
             stop.asked = True
             say("Stopped at once; the batch in hand is lost.")
@@ -82,8 +105,9 @@ def run(
             if own_shelf is not None:
                 own_shelf.give_back()
         is_whole = _ended(order, stop, lacked, say)
-        sizes = {(one.width, one.height) for one in order.pictures}
-        figures.keep_drawing(planned, watch, order.base_model, sizes)
+        if planned is not None:
+            sizes = {(one.width, one.height) for one in order.pictures}
+            figures.keep_drawing(planned, watch, order.base_model, sizes)
         return _delivered(order, is_whole, stop, say)
 
 
@@ -95,9 +119,7 @@ def _as_drawn(config: Config, order: Order) -> Config:
     return config.with_preset(drawn | {"width": width, "height": height, "refine": refine})
 
 
-def _made(
-    order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None, watch: figures.Watch
-) -> bool:
+def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None, make: Make) -> bool:
     """All that this process is to make; returns whether there was anything to make in the sheet."""
     sheet.mend(order.folder, order.shard)
     finished = sheet.read_finished(order.folder, order.pictures)
@@ -110,14 +132,20 @@ def _made(
     if lacked and order.folder.root.name != order.asked_name:
         say(f"          {order.asked_name} holds other designs, so these have a folder of their own")
 
-    # Every stage for all that is missing, a group of batches at a time.
-    for group in production.groups(order, finished):
-        for generation in production.make(order, group, finished, stop, say, watch):
-            finished[generation.index] = generation
-            if show is not None:
-                show(generation)
+    for generation in make(order, finished, stop):
+        finished[generation.index] = generation
+        if show is not None:
+            show(generation)
     own = [finished[index] for index in sorted(order.own) if index in finished]
     return finishing.finish(order.folder, own, order.pictures, order.finishing, stop, say) or lacked
+
+
+def _make_here(
+    say: Say, watch: figures.Watch, order: Order, finished: Mapping[int, Generation], stop: stopping.Stop
+) -> Iterator[Generation]:
+    """Every stage for all that is missing, a group of batches at a time."""
+    for group in production.groups(order, finished):
+        yield from production.make(order, group, finished, stop, say, watch)
 
 
 def _taken_over(

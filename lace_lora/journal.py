@@ -184,7 +184,8 @@ def versions() -> dict[str, str]:
 
 def has_learnt(folder: RunFolder) -> bool:
     """Whether a run kept anything of its training; a first try that left nothing binds nobody to its settings."""
-    return bool(checkpoint.numbered(folder.checkpoints)) or folder.adapter_weights.is_file()
+    is_learnt = folder.adapter_weights.is_file() or folder.adapter_for_tools.is_file()  # the latter alone: elsewhere
+    return is_learnt or bool(checkpoint.numbered(folder.checkpoints))
 
 
 def _deciding(settings: Config) -> dict[str, Any]:

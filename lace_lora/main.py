@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, batch_command, config_text, options, plan_command, selftest_command, share_command
+from lace_lora import (
+    __version__,
+    batch_command,
+    cancel_command,
+    config_text,
+    options,
+    plan_command,
+    selftest_command,
+    share_command,
+)
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
@@ -198,6 +207,12 @@ def train(config: Config) -> None:
         print(adapter)
     if not adapter.is_complete and not launch.is_worker():
         raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
+
+
+@verb("cancel")
+def cancel(config: Config) -> None:
+    """Stop the training that a place elsewhere (backend) does for this run."""
+    cancel_command.run(_open(config.model_copy(update={"preset": "none"})), _say)
 
 
 @verb("generate")

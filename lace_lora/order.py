@@ -112,7 +112,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
 
     What was learnt (base model, concept token, class words, size) is read from the adapter, never from the settings.
     """
-    shard = _shard(config)
+    shard = shard_of(config)
     run = RunFolder.of(config)
     lora = adapters.load(run.root)
     refiners = [config.refiner_model] if config.refine != "none" else []
@@ -137,7 +137,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     models += [precision] if config.mixed_precision != "auto" else []  # auto may be finished on another machine
     sizes = {(one.width, one.height) for one in pictures}
     at_once = {size: batch_size(base_model, *size, machine) for size in sizes}
-    placed = _placed(config, run, pictures, models, at_once, shard, say)
+    placed_sheet = placed(config, run, pictures, models, at_once, shard, say)
     return Order(
         run=run,
         base_model=base_model,
@@ -149,7 +149,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
         refining=refining,
         dtype=stages.DTYPES[precision],
         device=machine.device,
-        placed=placed,
+        placed=placed_sheet,
         at_once=at_once,
         shard=shard,
         shelf=shelf or Shelf(0),
@@ -160,7 +160,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     )
 
 
-def _placed(
+def placed(
     config: Config, run: RunFolder, pictures: Sequence[Generation], models: Sequence[str],
     at_once: dict[tuple[int, int], int], shard: Shard, say: Say,
 ) -> Placed:  # fmt: skip
@@ -217,7 +217,7 @@ def _check(
         say(line)
 
 
-def _shard(config: Config) -> Shard:
+def shard_of(config: Config) -> Shard:
     """Which part of the sheet is this process's."""
     number, of = map(int, (config.shard or "1/1").split("/"))
     if not 1 <= number <= of:

@@ -79,6 +79,8 @@ def choose(config: Config, machine: Machine) -> tuple[str, str]:
     """The preset that `auto` stands for on this machine, and why."""
     if config.preset != "auto":
         return config.preset, "as set"
+    if config.backend != "local":
+        return "none", f"the work is done by {config.backend}"
     if config.pretrained_model == demo.MODEL:
         return "demo", f"pretrained_model is {demo.MODEL}"
     if machine.gpu_name is None:

@@ -7,10 +7,10 @@
     class_images/
     references/0123456789ab-rose.png …
     adapter/pytorch_lora_weights.safetensors  adapter/<run_name>.safetensors  adapter/adapter.json
-    adapter/concept_token.safetensors
+    adapter/concept_token.safetensors  elsewhere.json
     images/<sheet_name>/refined_output_000.png  base_result_000.png  images.jsonl  contact_sheet.png  request.json
                         refined_output_000_repeat.png … (see page.BESIDE)  finishing.json  index.html  <sheet_name>.zip
-                        starred.json
+                        starred.json  elsewhere.json
     evaluation/scores.json  pairs.png  nearest.jpg  subset_<name>.png  blind.jsonl  ratings.csv  base_versus_lora.png
     report.html
     package/README.md  config.yaml  comfyui_workflow.json  samples/ …  <run_name>_package.zip
@@ -30,7 +30,7 @@ from lace_lora.config import Config
 
 # The files of a sheet by the names below, beside its zip; for the words after a picture's number see page.BESIDE.
 _OF_A_SHEET = re.compile(
-    r"(images|halved|redrawn)(-\d+-of-\d+)?\.jsonl|(request|finishing|starred)\.json|index\.html|contact_sheet\.png"
+    r"(images|halved|redrawn)(-\d+-of-\d+)?\.jsonl|(request|finishing|starred|elsewhere)\.json|index\.html|contact_sheet\.png"
     r"|(refined_output|base_result)_\d+(_[a-z]+)?\.(png|jpg|svg)"
 )
 _LATENTS = re.compile(r"[a-z0-9-]+-\d+\.safetensors")
@@ -119,6 +119,11 @@ class SheetFolder:
         return self.root / "starred.json"
 
     @property
+    def elsewhere(self) -> Path:
+        """Which designs a server elsewhere is asked for, and under which numbers; gone when the sheet is finished."""
+        return self.root / "elsewhere.json"
+
+    @property
     def latents(self) -> Path:
         """Pictures between two stages; gone when the sheet is finished."""
         return self.root / "latents"
@@ -191,6 +196,11 @@ class RunFolder:
     def record(self) -> Path:
         """id, state, step, total, ETA, peak memory, versions."""
         return self.root / "run.json"
+
+    @property
+    def elsewhere(self) -> Path:
+        """The training that a server elsewhere does for this run: which, where, and its number there."""
+        return self.root / "elsewhere.json"
 
     @property
     def log(self) -> Path:

@@ -9,10 +9,12 @@ from contextlib import nullcontext
 
 from lace_lora import adapter as adapters
 from lace_lora import (
+    backends,
     cache,
     checkpoint,
     class_pictures,
     config_text,
+    elsewhere_training,
     estimate,
     experience,
     figures,
@@ -60,6 +62,7 @@ def run(
     preprocess: Preprocess | None = None,
     say: Say = print,
     show: Callable[[Step], None] | None = None,
+    place: backends.Place | None = None,
 ) -> Adapter:
     """Train as the settings say and return the adapter; called again, go on where it stopped.
 
@@ -67,12 +70,16 @@ def run(
                 used only in a script of yours that torchrun starts, since no command line can name a function
     say         is told facts, a line each; progress too, unless `show` is given
     show        is called with every Step, for a bar or a plot
+    place       who trains, in place of what the setting backend names: a function of yours (see backends.Place)
 
     On several GPUs it starts one process for each, by the line that `command` gives. A first interrupt (Ctrl-C, the
     notebook's stop, SIGTERM) finishes the step, saves, and returns the adapter as far as it is, with is_complete False;
     a second one stops at once. Raises a LaceError that says what to do where a run cannot begin or go on; what was
     saved before stays as it was.
     """
+    if place := place or backends.of(config.backend):
+        return elsewhere_training.run(config, place, say)
+
     # Plan: what runs here, and why. A run that goes on keeps what was chosen when it began.
     together = processes.join()
     say = say if together.is_first else _silently

@@ -27,7 +27,7 @@ LARGE_ROWS = 1e6  # bytes of images.jsonl; a larger one is not copied anew for e
 ROWS_SECONDS = 30.0
 # What is deleted while a sheet is made, and so on Drive too. Designs are not among it, nor what was asked for.
 PASSING = re.compile(
-    r"latents/.*|halved.*\.jsonl|redrawn.*\.jsonl|images-\d+-of-\d+\.jsonl|contact_sheet\.png|[^/]*\.zip"
+    r"latents/.*|elsewhere\.json|halved.*\.jsonl|redrawn.*\.jsonl|images-\d+-of-\d+\.jsonl|contact_sheet\.png|[^/]*\.zip"
     r"|(refined_output|base_result)_\d+_[a-z]+\.[a-z]+"
 )
 
