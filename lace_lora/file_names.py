@@ -1,10 +1,16 @@
 """Names of files: how they are compared, shown in messages, kept inside a folder, and made from a sentence."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python and other tools take for the end of a line
+
+# A slash, a tilde or a drive letter that begins a word, and folders; then a name. No part of an address on the network.
+_ABSOLUTE = re.compile(
+    r"""(?<![\w.:/\\~-])(?:file://|~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'"()<>]*[/\\])*([^\s/\\'"()<>,;]*)"""
+)
 
 
 def printable(path: str | Path) -> str:
@@ -91,3 +97,11 @@ def public_name(model: str) -> str:
     """A model's name as metadata may carry it: a folder by its own name, since its path tells of somebody's home."""
     is_path = model.startswith((".", "~", "/")) or Path(model).is_dir()
     return Path(model).expanduser().absolute().name if is_path else model
+
+
+def without_folders(text: str) -> str:
+    """A sentence for somebody elsewhere: of every absolute path in it only the last name, since folders tell of homes.
+
+    A path ends at a space; what follows of a name with spaces stays as it is.
+    """
+    return _ABSOLUTE.sub(lambda found: found[1], text)

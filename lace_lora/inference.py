@@ -49,11 +49,15 @@ def run(
     say: Say = print,
     show: Callable[[Generation], None] | None = None,
     shelf: Shelf | None = None,
+    stop: stopping.Stop | None = None,
+    watch: figures.Watch | None = None,
 ) -> Designs:
     """Make the sheet that the settings ask for; called again, make what is missing of it.
 
     show     called with each picture as soon as its files are written
     shelf    where models stay in memory from one call to the next; without one they do only within this call
+    stop     set by another thread, it ends this call after the batch in hand
+    watch    counts the designs that each stage has made, while they are made
     returns  the finished pictures in order; fewer than asked for when it was stopped (Ctrl-C, the stop button,
              SIGTERM), or where other processes make the rest
 
@@ -68,12 +72,12 @@ def run(
     own_shelf = Shelf.of(machine, say) if shelf is None else None
     with own_folders.answering(settled.config):
         order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
-    planned, watch = estimate.check_drawing(_as_drawn(settled.config, order), machine), figures.Watch()
-    stop, lacked = stopping.Stop(), False
+    planned = estimate.check_drawing(_as_drawn(settled.config, order), machine)
+    stop, watch, lacked = stop or stopping.Stop(), watch or figures.Watch(), False
     with order.workplace.locked(order.shard, say):
         order.workplace.bring()
         try:
-            with stopping.on_request(say, "Stopping after this batch; stop again to stop at once.") as stop:
+            with stopping.on_request(say, "Stopping after this batch; stop again to stop at once.", stop=stop):
                 lacked = _made(order, stop, say, show, watch)
         except KeyboardInterrupt:  # the second request, or one where Python delivers no signals
             stop.asked = True

@@ -13,6 +13,7 @@
                         starred.json
     evaluation/scores.json  pairs.png  nearest.jpg  subset_<name>.png  blind.jsonl  ratings.csv  base_versus_lora.png
     report.html
+    served/0123456789abcdef.json
     evaluation/grid/grid.png  grid.json  cells/  measured/  measured_plain/: the grids that an evaluation measures
 """
 
@@ -362,6 +363,15 @@ class RunFolder:
     def report(self) -> Path:
         """One page about the run."""
         return self.root / "report.html"
+
+    @property
+    def served(self) -> Path:
+        """Parent of what was asked of the served doors: one .json a request, whose designs are a sheet of their own."""
+        return self.root / "served"
+
+    def served_job(self, id: str) -> Path:
+        """What is kept of one such request; `id` is one that the door made up."""
+        return self.served / f"{id}.json"
 
     def create(self) -> "RunFolder":
         """Make the folder; RunError says what to do where that is not allowed."""

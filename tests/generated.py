@@ -203,6 +203,13 @@ LEVELS = {
     "forms": 15,
     "progress": 13,
     "takeaway": 13,
+    "gate": 1,
+    "commissions": 5,
+    "job_records": 4,
+    "service": 9,
+    "studio": 12,
+    "serve": 13,
+    "serve_command": 14,
     "main": 17,
 }
 
