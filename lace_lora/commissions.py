@@ -24,6 +24,8 @@ NAMES = (
 )  # fmt: skip
 # Settings of the server's own that would take the place of what is asked for; pictures are served as PNG.
 SET_ASIDE = {"prompts_file": None, "favourites_of": None, "vary": None, "shard": None, "image_format": "png"}
+# What a request looks like, for whoever sent something else.
+ONE_OBJECT = 'Send the settings as one JSON object, such as {"prompts": ["a round doily"], "num_images": 4}.'
 NUMBERS = (int, float, int | None, float | None)
 _LINE = r"^[^\x00-\x1f\x7f]*$"  # no line breaks, no control characters
 
@@ -139,15 +141,12 @@ def faults(problems: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> str
         if field is None:
             is_extra, shown = problem["type"] == "extra_forbidden", printable(name)[:60]
             unknown = f"No setting called {shown!r}{nearest(shown, NAMES)} There are: {', '.join(NAMES)}."
-            found.setdefault("", unknown if is_extra else _NO_JSON)
+            found.setdefault("", unknown if is_extra else ONE_OBJECT)
         elif name not in found:
             allowed = bounds_text(field) or _kind(name, problem)
             unit = f" ({unit_of(field)})" if unit_of(field) else ""
             found[name] = f"{name} must be {allowed}{unit}."
     return " ".join(found.values())
-
-
-_NO_JSON = 'Send the settings as one JSON object, such as {"prompts": ["a round doily"], "num_images": 4}.'
 
 
 def _kind(name: str, problem: Mapping[str, Any]) -> str:

@@ -138,9 +138,6 @@ def _read(path: Path) -> Job | None:
     texts = (job.id, job.sheet, job.created, job.state, job.started, job.ended, job.error)
     is_sound = all(isinstance(text, str) for text in texts) and isinstance(job.asked, dict) and job.id == path.stem
     numbers = (job.total, job.cut_offs)
-    is_sound = (
-        is_sound
-        and isinstance(job.notes, list | tuple)
-        and all(isinstance(number, int) and number >= 0 for number in numbers)
-    )
+    is_sound = is_sound and all(isinstance(number, int) and number >= 0 for number in numbers)
+    is_sound = is_sound and isinstance(job.notes, list | tuple) and all(isinstance(note, str) for note in job.notes)
     return job if is_sound and job.state in STATES and Path(job.sheet).name == job.sheet != "" else None

@@ -154,6 +154,7 @@ def run(drawing: Service, facts: Facts, config: Config, limits: Limits, host: st
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; raises MachineError where that is not possible."""
+    found = None
     try:
         kind, _, _, _, place = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(kind, socket.SOCK_STREAM)
@@ -161,6 +162,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(place)
         found.listen(2048)  # whoever calls from now on is answered as soon as the server is up
     except (OSError, OverflowError, UnicodeError) as error:
+        if found is not None:
+            found.close()
         raise MachineError(
             f"Nothing can be served at {host}, port {port} ({getattr(error, 'strerror', None) or error}). Choose "
             "another with --port, or --port 0 for a free one."
@@ -257,9 +260,9 @@ def _told(drawing: Service, job: Job) -> Designs:
     ]  # fmt: skip
     return Designs(
         id=job.id, state=job.state, is_cancelling=drawing.is_cancelling(job.id), created=job.created,
-        started=job.started, ended=job.ended, error=job.error, notes=list(job.notes), total=job.total, drawn=progress.drawn,
-        refined=progress.refined, finished=len(designs), progress=progress.share, ahead=progress.ahead,
-        eta_seconds=progress.eta_seconds, asked=dict(job.asked), designs=designs,
+        started=job.started, ended=job.ended, error=job.error, notes=list(job.notes), total=job.total,
+        drawn=progress.drawn, refined=progress.refined, finished=len(designs), progress=progress.share,
+        ahead=progress.ahead, eta_seconds=progress.eta_seconds, asked=dict(job.asked), designs=designs,
     )  # fmt: skip
 
 
@@ -285,6 +288,12 @@ _MEANINGS = {
     500: "something unforeseen went wrong",
     503: "the server is ending, or its disk or Drive gave out",
 }
+# What the framework says by itself, and what is said instead.
+_FRAMEWORKS = {
+    "Not Found": "There is nothing here. /openapi.json tells what there is.",
+    "Method Not Allowed": "That cannot be done here. /openapi.json tells what can.",
+    "There was an error parsing the body": f"The request cannot be read. {commissions.ONE_OBJECT}",
+}
 
 
 def _add_errors(app: FastAPI, commission: type[BaseModel]) -> None:
@@ -301,9 +310,8 @@ def _add_errors(app: FastAPI, commission: type[BaseModel]) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        known = {404: "There is nothing here. /openapi.json tells what there is.", 405: "That cannot be done here."}
-        own = error.detail not in ("Not Found", "Method Not Allowed")
-        return _said(error.status_code, error.detail if own else known[error.status_code], error.headers)
+        known = _FRAMEWORKS.get(error.detail) or error.detail
+        return _said(error.status_code, known, error.headers)
 
     @app.exception_handler(LaceError)
     async def told(request: Request, error: LaceError) -> JSONResponse:

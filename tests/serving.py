@@ -1,0 +1,121 @@
+"""What the tests of the served doors share: a drawing that is none, a server over it in a thread."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from PIL import Image
+
+from lace_lora import checkpoint, commissions, config, gate, serve
+from lace_lora.commissions import Limits
+from lace_lora.figures import Watch
+from lace_lora.job_records import Picture
+from lace_lora.run_folder import RunFolder
+from lace_lora.service import Drawn, Service
+from lace_lora.stopping import Stop
+
+FACTS = {
+    "name": "lace", "base_model": "tiny", "concept_token": "<lace>", "instance_prompt": "a photo of <lace>",
+    "class_prompt": "a photo of a painting", "rank": 4, "alpha": 8.0, "resolution": 32, "step": 9,
+    "is_complete": True, "sha256": "0" * 64,
+}  # fmt: skip
+
+
+class Painter:
+    """Draws squares of one colour, as `service.Draw` asks; notes what it was asked for.
+
+    pause   a gate that each picture waits at
+    error   raised instead of drawing
+    """
+
+    def __init__(self, run: RunFolder, pause: threading.Event | None = None, error: Exception | None = None) -> None:
+        self.run, self.pause, self.error = run, pause, error
+        self.begun, self.drawn = list[str](), list[tuple[str, int]]()
+        self.at_once, self.most_at_once = 0, 0
+
+    def __call__(
+        self, asked: Mapping[str, Any], sheet: str, stop: Stop, watch: Watch, show: Callable[[Picture], None]
+    ) -> Drawn:
+        self.begun.append(sheet)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return self._drawn(asked, sheet, stop, watch, show)
+        finally:
+            self.at_once -= 1
+
+    def _drawn(
+        self, asked: Mapping[str, Any], sheet: str, stop: Stop, watch: Watch, show: Callable[[Picture], None]
+    ) -> Drawn:
+        if self.error is not None:
+            raise self.error
+        folder, made, total = self.run.sheet(sheet), list[Picture](), int(asked.get("num_images", 1))
+        rows = {row["index"] for row in checkpoint.read_json_lines(folder.manifest)}
+        folder.root.mkdir(parents=True, exist_ok=True)
+        for number in range(total):
+            path = folder.base(number, "png")
+            picture = Picture(number, "a doily", int(asked.get("seed", 0)) + number, 8, 8, path)
+            if number not in rows:
+                while self.pause is not None and not self.pause.wait(0.01) and not stop.asked:
+                    pass
+                if stop.asked:
+                    break
+                Image.new("RGB", (8, 8), (number * 7 % 256, 90, 20)).save(path)
+                row = {"index": number, "prompt": "a doily", "seed": picture.seed, "width": 8, "height": 8}
+                checkpoint.append_line(folder.manifest, checkpoint.json.dumps(row | {"base": path.name}))
+                self.drawn.append((sheet, number))
+                watch.made("generate", 1, 1)
+                show(picture)
+            made.append(picture)
+        return Drawn(tuple(made), sheet, len(made) == total)
+
+
+def run_in(folder: Path) -> RunFolder:
+    run = RunFolder(folder / "lace")
+    run.served.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def quiet(line: str) -> None:
+    """Says nothing."""
+
+
+@contextmanager
+def served(
+    folder: Path, draw: Any = None, *, limits: Limits = Limits(), key: str | None = None,  # noqa: B008
+) -> Iterator[tuple[str, Service]]:  # fmt: skip
+    """A real server in a thread of its own, over a painter; gives its address and the service behind it."""
+    run = run_in(folder)
+    settings = config.load(preset="none", lora_output_dir=str(folder), num_images=2)
+    drawing = Service(run, draw or Painter(run), limits.waiting, quiet)
+    door = gate.Gate.of("127.0.0.1", gate.SecretStr(key) if key else None, limits.body_bytes)
+    app = gate.guarded(serve.application(drawing, lambda: FACTS, settings, limits, key is not None), door)
+    listening = serve.listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    with drawing:
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}", drawing
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            listening.close()
+
+
+def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    """A whole request as the door hands it on."""
+    settings = config.load(preset="none", num_images=2)
+    return commissions.commission_model(settings, Limits())(**changes).model_dump()
