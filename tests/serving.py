@@ -1,5 +1,9 @@
 """What the tests of the served doors share: a drawing that is none, a server over it in a thread."""
 
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -7,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from PIL import Image
 
@@ -17,6 +22,7 @@ from lace_lora.job_records import Picture
 from lace_lora.run_folder import RunFolder
 from lace_lora.service import Drawn, Service
 from lace_lora.stopping import Stop
+from tests.generated import ROOT
 
 FACTS = {
     "name": "lace", "base_model": "tiny", "concept_token": "<lace>", "instance_prompt": "a photo of <lace>",
@@ -25,14 +31,35 @@ FACTS = {
 }  # fmt: skip
 
 
+class Turnstile:
+    """In place of an event: lets as many pictures through as were paid for."""
+
+    def __init__(self, pictures: int) -> None:
+        self._paid = threading.Semaphore(pictures)
+
+    def wait(self, seconds: float) -> bool:
+        return self._paid.acquire(timeout=seconds)
+
+
+class _Slow:
+    """In place of an event: lets a picture through after a while."""
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(0.1)
+        return True
+
+
+SLOW: Any = _Slow()
+
+
 class Painter:
     """Draws squares of one colour, as `service.Draw` asks; notes what it was asked for.
 
-    pause   a gate that each picture waits at
+    pause   an event, or a turnstile, that each picture waits for
     error   raised instead of drawing
     """
 
-    def __init__(self, run: RunFolder, pause: threading.Event | None = None, error: Exception | None = None) -> None:
+    def __init__(self, run: RunFolder, pause: Any = None, error: Exception | None = None) -> None:
         self.run, self.pause, self.error = run, pause, error
         self.begun, self.drawn = list[str](), list[tuple[str, int]]()
         self.at_once, self.most_at_once = 0, 0
@@ -119,3 +146,40 @@ def asked(**changes: Any) -> dict[str, Any]:
     """A whole request as the door hands it on."""
     settings = config.load(preset="none", num_images=2)
     return commissions.commission_model(settings, Limits())(**changes).model_dump()
+
+
+@contextmanager
+def started(line: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client, list[str]]]:
+    """A server in a process of its own: the process, a client once it says where it is, and what it says."""
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", *line], cwd=folder, env=os.environ | more, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    said, address, reader = list[str](), "", threading.Thread()
+    try:
+        for text in process.stdout:
+            said.append(text)
+            if found := re.search(r"http://127\.0\.0\.1:\d+", text):
+                address = found[0]
+                break
+        assert address, "".join(said)
+        reader = threading.Thread(target=said.extend, args=(process.stdout,), daemon=True)
+        reader.start()
+        with httpx.Client(base_url=address, timeout=30) as client:
+            yield process, client, said
+    finally:
+        process.kill()
+        process.wait(20)
+        if reader.is_alive():
+            reader.join(20)
+        process.stdout.close()
+
+
+if __name__ == "__main__":  # a whole server over a painter that takes its time
+    place = Path(sys.argv[1])
+    serve.run(
+        Service(run_in(place), Painter(run_in(place), pause=SLOW), 16),
+        lambda: FACTS, config.load(preset="none", num_images=2), Limits(), "127.0.0.1", 0,
+    )  # fmt: skip
