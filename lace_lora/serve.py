@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from lace_lora import __version__, commissions, gate, service
 from lace_lora.commissions import Limits
@@ -310,8 +311,11 @@ def _add_errors(app: FastAPI, commission: type[BaseModel]) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        known = _FRAMEWORKS.get(error.detail) or error.detail
-        return _said(error.status_code, known, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework names the methods of one route, and a path has several
+            there = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+            headers["Allow"] = ", ".join(sorted({name for one in there for name in getattr(one, "methods", ())}))
+        return _said(error.status_code, _FRAMEWORKS.get(error.detail) or error.detail, headers)
 
     @app.exception_handler(LaceError)
     async def told(request: Request, error: LaceError) -> JSONResponse:

@@ -22,8 +22,8 @@ from lace_lora.job_records import Picture
 from lace_lora.run_folder import RunFolder
 from lace_lora.service import Drawn, Service
 from lace_lora.stopping import Stop
-from tests.generated import ROOT
 
+ROOT = Path(__file__).parent.parent
 FACTS = {
     "name": "lace", "base_model": "tiny", "concept_token": "<lace>", "instance_prompt": "a photo of <lace>",
     "class_prompt": "a photo of a painting", "rank": 4, "alpha": 8.0, "resolution": 32, "step": 9,
