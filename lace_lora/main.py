@@ -319,6 +319,7 @@ def runs(config: Config, names: list[str], watch: bool, clean: bool, yes: bool) 
 
 app.command()(batch_command.notebooks)
 verb("serve", {}, serve_command.SERVE)(serve_command.serve)
+verb("space", {}, serve_command.SPACE)(serve_command.space)
 
 
 @app.command()

@@ -128,28 +128,35 @@ def run(drawing: Service, facts: Facts, config: Config, limits: Limits, host: st
     Raises SettingsError where others could come in without a key, MachineError where the port is taken, RunError where
     another process serves this run.
     """
-    import uvicorn
-
     door = Gate.of(host, gate.key_in_environment(), limits.body_bytes)
     app = gate.guarded(application(drawing, facts, config, limits, door.key is not None), door)
-    listening = listen(host, port)
+    who = "Whoever has the key can come in." if door.key else "Only this computer can come in."
+    listening(app, drawing, host, port, who, say)
+
+
+def listening(app: Any, drawing: Service, host: str, port: int, more: str, say: Say) -> None:
+    """An application over a service until Ctrl-C or SIGTERM; the service is opened and closed here.
+
+    more  said beside the address
+    """
+    import uvicorn
+
+    place = listen(host, port)
     # uvicorn ends by itself on SIGTERM and then hands it on; the work of this process is not over by then.
     earlier = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         with drawing:
             shown = f"[{host}]" if ":" in host else host
-            place = f"http://{shown}:{listening.getsockname()[1]}"
-            say(f"Serving designs of {drawing.run.name} at {place}. Ctrl-C ends it.")
-            say("The door is open to everyone who has the key." if door.key else "Only this computer can come in.")
+            say(f"Designs of {drawing.run.name} at http://{shown}:{place.getsockname()[1]}. {more} Ctrl-C ends it.")
             settings = uvicorn.Config(
-                app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="off"
+                app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
             )
             try:
-                uvicorn.Server(settings).run(sockets=[listening])
+                uvicorn.Server(settings).run(sockets=[place])
             except KeyboardInterrupt:
                 say("")
     finally:
-        listening.close()
+        place.close()
         signal.signal(signal.SIGTERM, earlier)
 
 

@@ -17,9 +17,9 @@ SERVE = {
         metavar="ADDRESS",
         help="where to listen (default 127.0.0.1, which only this computer reaches; others need LACE_SERVE_KEY)",
     ),
-    "port": typer.Option(metavar="NUMBER", help="port to listen at (default 8000; 0 takes a free one)"),
-    "queue": typer.Option(metavar="NUMBER", help="requests that may wait (default 16)"),
-    "most_images": typer.Option(metavar="NUMBER", help="designs in one request (default 32)"),
+    "port": typer.Option(metavar="NUMBER", help="port to listen at (default 8000, for space 7860; 0: a free one)"),
+    "queue": typer.Option(metavar="NUMBER", help="requests that may wait (default 16, for space 8)"),
+    "most_images": typer.Option(metavar="NUMBER", help="designs in one request (default 32, for space 8)"),
 }
 SPACE = {name: SERVE[name] for name in ("run", "port", "queue", "most_images")}
 MOST = {"port": 65_535, "queue": 10_000, "most_images": 10_000}
@@ -39,6 +39,16 @@ def serve(config: Config, run: Words, host: Words, port: Words, queue: Words, mo
     place = number_of("port", port, room.PORT, least=0)
     studio, drawing = opened(_one(run), config, limits)
     room.run(drawing, studio.facts, studio.config, limits, address, place, _say)
+
+
+def space(config: Config, run: Words, port: Words, queue: Words, most_images: Words) -> None:
+    """Show a page in the browser to draw with one LoRA; the same page runs in a Hugging Face Space."""
+    require("space", "gradio", "fastapi", "uvicorn")
+    from lace_lora import space as room
+
+    limits, place = limits_of(queue, most_images, room.LIMITS), number_of("port", port, room.PORT, least=0)
+    studio, drawing = opened(_one(run), config, limits)
+    room.run(drawing, studio.facts, studio.config, limits, room.HOST, place, _say)
 
 
 def require(extra: str, *modules: str) -> None:

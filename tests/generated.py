@@ -209,7 +209,8 @@ LEVELS = {
     "service": 9,
     "studio": 12,
     "serve": 13,
-    "serve_command": 14,
+    "space": 14,
+    "serve_command": 15,
     "main": 17,
 }
 

@@ -118,11 +118,23 @@ def served(
     """A real server in a thread of its own, over a painter; gives its address and the service behind it."""
     run = run_in(folder)
     settings = config.load(preset="none", lora_output_dir=str(folder), num_images=2)
-    drawing = Service(run, draw or Painter(run), limits.waiting, quiet)
+    with served_app(
+        run, draw or Painter(run), limits,
+        lambda drawing: serve.application(drawing, lambda: FACTS, settings, limits, key is not None), key,
+    ) as found:  # fmt: skip
+        yield found
+
+
+@contextmanager
+def served_app(
+    run: RunFolder, draw: Any, limits: Limits, app_of: Callable[[Service], Any], key: str | None = None
+) -> Iterator[tuple[str, Service]]:
+    """The same for any application that is made of a service."""
+    drawing = Service(run, draw, limits.waiting, quiet)
     door = gate.Gate.of("127.0.0.1", gate.SecretStr(key) if key else None, limits.body_bytes)
-    app = gate.guarded(serve.application(drawing, lambda: FACTS, settings, limits, key is not None), door)
+    app = gate.guarded(app_of(drawing), door)
     listening = serve.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     with drawing:
         thread.start()
