@@ -7,6 +7,7 @@ import pytest
 
 from lace_lora import job_records, service
 from lace_lora.errors import MachineError, RunError, SettingsError
+from lace_lora.file_names import without_folders
 from lace_lora.service import Closing, Full, Service
 from tests.serving import Painter, Turnstile, asked, quiet, run_in, until
 
@@ -177,7 +178,7 @@ def test_an_error_is_told_without_folders_and_the_next_request_is_drawn(run):
     with Service(run, painter, 16, said.append) as found:
         first = found.submit(asked(), 2).id
         until(lambda: found.job(first).is_over)
-        painter.error = ValueError("a secret: /root/x")
+        painter.error = ValueError("a secret: /srv/x")
         second = found.submit(asked(), 2).id
         until(lambda: found.job(second).is_over)
         painter.error = None
@@ -254,3 +255,19 @@ def test_progress_and_the_time_that_is_left(run, monkeypatch):
             found.submit(small, 2)
         assert raised.value.seconds == 30
         pause.set()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("No adapter in /content/drive/MyDrive/out/lace. Train.", "No adapter in lace. Train."),
+        ("'/a/b.png' and ~/.cache/x/y.txt (/tmp/z)", "'b.png' and y.txt (z)"),
+        ("C:\\Users\\x\\y.txt is gone", "y.txt is gone"),
+        ("see file:///srv/a/b and --opt=/srv/a/c", "see b and --opt=c"),
+        ("http://127.0.0.1:8000/designs/x, and/or 3/4 half-drop/brick", None),
+        ("refiner_start 0.85 of 4 steps leaves none.", None),
+    ],
+)
+def test_a_sentence_for_others_has_no_folders(text, told):
+    """P25: of a path its last name; addresses, fractions and words with a slash stay."""
+    assert without_folders(text) == (told or text)
