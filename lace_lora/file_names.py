@@ -8,6 +8,11 @@ from pathlib import Path
 _ON_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # all that Python and other tools take for the end of a line
 
+# A slash, a tilde or a drive letter that begins a word, and folders; then a name. No part of an address on the network.
+_ABSOLUTE = re.compile(
+    r"""(?<![\w.:/\\~-])(?:file://|~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'"()<>]*[/\\])*([^\s/\\'"()<>,;]*)"""
+)
+
 
 def printable(path: str | Path) -> str:
     """A path or name for a message: what cannot be shown (control characters, broken encodings) is spelled out."""
@@ -95,3 +100,11 @@ def public_name(model: str) -> str:
         return model.replace("\\", "/").rstrip("/").rpartition("/")[2]
     is_path = model.startswith((".", "~", "/")) or Path(model).is_dir()
     return Path(model).expanduser().absolute().name if is_path else model
+
+
+def without_folders(text: str) -> str:
+    """A sentence for somebody elsewhere: of every absolute path in it only the last name, since folders tell of homes.
+
+    A path ends at a space; what follows of a name with spaces stays as it is.
+    """
+    return _ABSOLUTE.sub(lambda found: found[1], text)

@@ -65,12 +65,16 @@ def run(
     show: Callable[[Generation], None] | None = None,
     shelf: Shelf | None = None,
     place: backends.Place | None = None,
+    stop: stopping.Stop | None = None,
+    watch: figures.Watch | None = None,
 ) -> Designs:
     """Make the sheet that the settings ask for; called again, make what is missing of it.
 
     show     called with each picture as soon as its files are written
     place    who draws, in place of what the setting backend names: a function of yours (see backends.Place)
     shelf    where models stay in memory from one call to the next; without one they do only within this call
+    stop     set by another thread, it ends this call after the batch in hand
+    watch    counts the designs that each stage has made, while they are made
     returns  the finished pictures in order; fewer than asked for when it was stopped (Ctrl-C, the stop button,
              SIGTERM), or where other processes make the rest
 
@@ -89,14 +93,13 @@ def run(
             order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
         else:
             order = elsewhere.prepare(settled.config, place, say)
-    watch = figures.Watch()
+    stop, watch, lacked = stop or stopping.Stop(), watch or figures.Watch(), False
     planned = estimate.check_drawing(_as_drawn(settled.config, order), machine) if place is None else None
     make: Make = partial(_make_here, say, watch) if place is None else elsewhere.maker(settled.config, place, say)
-    stop, lacked = stopping.Stop(), False
     with order.workplace.locked(order.shard, say):
         order.workplace.bring()
         try:
-            with stopping.on_request(say, "Stopping after this batch; stop again to stop at once.") as stop:
+            with stopping.on_request(say, "Stopping after this batch; stop again to stop at once.", stop=stop):
                 lacked = _made(order, stop, say, show, make)
         except KeyboardInterrupt:  # the second request, or one where Python delivers no signals
             stop.asked = True

@@ -22,6 +22,7 @@ from lace_lora import (
     options,
     plan_command,
     selftest_command,
+    serve_command,
     share_command,
 )
 from lace_lora import config as declared
@@ -334,6 +335,8 @@ def runs(config: Config, names: list[str], watch: bool, clean: bool, yes: bool) 
 
 app.command()(batch_command.notebooks)
 share_command.add_to(verb, lambda config: _open(config), lambda line: _say(line))
+verb("serve", {}, serve_command.SERVE)(serve_command.serve)
+verb("space", {}, serve_command.SPACE)(serve_command.space)
 
 
 @app.command()

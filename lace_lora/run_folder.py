@@ -14,6 +14,7 @@
     evaluation/scores.json  pairs.png  nearest.jpg  subset_<name>.png  blind.jsonl  ratings.csv  base_versus_lora.png
     report.html
     package/README.md  config.yaml  comfyui_workflow.json  samples/ …  <run_name>_package.zip
+    served/0123456789abcdef.json
     evaluation/grid/grid.png  grid.json  cells/  measured/  measured_plain/: the grids that an evaluation measures
 """
 
@@ -383,6 +384,15 @@ class RunFolder:
     def package_zip(self) -> Path:
         """The same as one file."""
         return self.root / f"{self.name}_package.zip"
+
+    @property
+    def served(self) -> Path:
+        """Parent of what was asked of the served doors: one .json a request, whose designs are a sheet of their own."""
+        return self.root / "served"
+
+    def served_job(self, id: str) -> Path:
+        """What is kept of one such request; `id` is one that the door made up."""
+        return self.served / f"{id}.json"
 
     def create(self) -> "RunFolder":
         """Make the folder; RunError says what to do where that is not allowed."""

@@ -26,15 +26,18 @@ class Stop:
 
 
 @contextmanager
-def on_request(say: Callable[[str], None], notice: str, hand_on: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+def on_request(
+    say: Callable[[str], None], notice: str, hand_on: Callable[[], None] = lambda: None, stop: Stop | None = None
+) -> Iterator[Stop]:
     """Note requests to stop inside the block, saying `notice`; the work ends where it loses nothing.
 
     hand_on  called once with the first request, where others must hear of it
+    stop     where requests are noted; another thread may set it too
 
     An interrupt can otherwise land in the middle of a step or of a file. Outside the main thread, where Python delivers
     no signals, nothing changes.
     """
-    stop = Stop()
+    stop = stop or Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

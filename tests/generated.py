@@ -218,6 +218,14 @@ LEVELS = {
     "progress": 13,
     "takeaway": 13,
     "run_choice": 13,
+    "gate": 1,
+    "commissions": 5,
+    "job_records": 4,
+    "service": 9,
+    "studio": 12,
+    "serve": 13,
+    "space": 14,
+    "serve_command": 15,
     "main": 17,
 }
 
