@@ -28,6 +28,7 @@ class FakeComfyUI:
 
     busy        answers 503 to so many prompts
     fails_in    class of a node that fails, and the exception's type and message
+    is_interrupted  somebody stops every prompt
     holds       prompts wait until this is set
     takes_files whether uploads are taken
     has_socket  whether there is a websocket
@@ -48,7 +49,7 @@ class FakeComfyUI:
         self.headers: list[Any] = []
         self.sockets: list[Any] = []
         self.words: list[str] = []
-        self.busy = 0
+        self.busy, self.is_interrupted = 0, False
         self.fails_in: tuple[str, str, str] | None = None
         self.holds = threading.Event()
         self.holds.set()
@@ -137,7 +138,7 @@ class FakeComfyUI:
 
     def _done(self, number: str) -> dict[str, Any]:
         prompt, outputs = self.prompts[number], {}
-        if number in self.interrupted:
+        if number in self.interrupted or self.is_interrupted:
             messages = [["execution_start", {}], ["execution_interrupted", {"prompt_id": number}]]
             return {"outputs": {}, "status": {"status_str": "error", "completed": False, "messages": messages}}
         for place, node in prompt.items():
