@@ -196,8 +196,8 @@ class Service:
 
     def is_cancelling(self, id: str) -> bool:
         """Whether a request is stopped as soon as the batch in hand is done."""
-        work = self._work
-        return work is not None and work.id == id and work.is_cancelled
+        work, job = self._work, self._jobs.get(id)
+        return work is not None and work.id == id and work.is_cancelled and job is not None and not job.is_over
 
     def pictures(self, id: str) -> dict[int, Picture]:
         """The finished designs of a request by their numbers in its sheet."""
@@ -219,7 +219,7 @@ class Service:
         with self._change:
             work = self._work
             ahead = 0 if job.is_over else self._ahead(job.id)
-            if work is None or work.id != job.id:
+            if job.is_over or work is None or work.id != job.id:
                 share = 1.0 if job.state == FINISHED else 0.0
                 eta = None if job.is_over else self._left(job.id)
                 return Progress(0, 0, finished, share, ahead, eta)
