@@ -21,6 +21,7 @@ from lace_lora import (
     config_text,
     options,
     plan_command,
+    runs_command,
     selftest_command,
     serve_command,
     share_command,
@@ -292,20 +293,6 @@ def report(config: Config) -> None:
     print(f"Open {room.write_report(RunFolder.of(_open(config)))} to see everything on one page.")
 
 
-RUNS = {"runs": typer.Argument(metavar="RUN OTHER", help="two runs by their names in lora_output_dir, or folders")}
-
-
-@verb("compare", {}, RUNS)
-def compare(config: Config, runs: list[str]) -> None:
-    """Two runs side by side: settings that differ, scores, and whether a difference is more than chance."""
-    from lace_lora import compare as room
-
-    if len(runs or []) != 2:
-        raise SettingsError(f"Name two runs, such as: {PROGRAM} compare lace lace-2")
-    folder = _open(config).lora_output_dir
-    print(room.compare(*(room.find(name, folder) for name in runs)))
-
-
 @verb("demo")
 def demo(config: Config) -> None:
     """Run the whole job in minutes with the miniature model that ships: no GPU, no download, no photographs."""
@@ -316,24 +303,8 @@ def demo(config: Config) -> None:
         raise KeyboardInterrupt
 
 
-SHOWN = {"names": typer.Argument(metavar="RUN…", help="only these; without a name, all in lora_output_dir")}
-RUN_SWITCHES = {
-    "watch": "show the list again every few seconds, until Ctrl-C",
-    "clean": "list what the runs no longer need, with sizes, and delete it after asking",
-    "yes": "with --clean: delete without asking",
-}
-
-
-@verb("runs", RUN_SWITCHES, SHOWN)
-def runs(config: Config, names: list[str], watch: bool, clean: bool, yes: bool) -> None:
-    """List the runs in lora_output_dir, those changed last first: state, progress, what is best, scores, size."""
-    from lace_lora import machine, presets, run_list
-
-    folder = presets.settle(config, machine.Machine.here(config.drive_mount_path)).config.lora_output_dir
-    run_list.show(folder, names or (), watch=watch, clean=clean, yes=yes)
-
-
 app.command()(batch_command.notebooks)
+runs_command.add_to(verb, lambda config: _open(config))
 share_command.add_to(verb, lambda config: _open(config), lambda line: _say(line))
 verb("serve", {}, serve_command.SERVE)(serve_command.serve)
 verb("space", {}, serve_command.SPACE)(serve_command.space)
