@@ -233,7 +233,7 @@ def test_a_fold_tells_how_many_values_differ_are_warned_of_or_wrong():
     """L9: what is folded away must not hide that something was changed or needs a look."""
     form = forms.settings_form(config.load(use_dora=True), ["seed"], groups=["adapter"])
     fold = form.panel.folds["adapter"][0]
-    assert "(7 settings, 1 differs from the defaults)" in fold.button.description
+    assert "(8 settings, 1 differs from the defaults)" in fold.button.description
     drawn(form, "rank").value = 200
     assert "2 differ from the defaults, to be mended: 1)" in fold.button.description
     drawn(form, "rank").value, drawn(form, "use_dora").value = 16, False
