@@ -136,7 +136,8 @@ def drawing_summary(found: Drawing) -> Rows:
     stages = [stage for stage in plan.stages if stage.name in DRAWING]
     seconds = [stage.seconds for stage in stages]
     minutes = None if None in seconds else sum(one for one in seconds if one is not None) / 60
-    time_is = "estimated" if throughput.ESTIMATED in [stage.source for stage in stages] else "measured"
+    sources = [stage.source for stage in stages]
+    time_is = plans.known_from(next((one for one in sources if one == throughput.ESTIMATED), sources[0]))
     fits = not any(one.stage in DRAWING for one in plan.misfits)
     rows = [("GPU memory", _memory(plan.machine, max(stage.memory_gb for stage in stages), fits))]
     size = f"{config.width or config.resolution} × {config.height or config.resolution} px"
