@@ -232,7 +232,7 @@ def _remarks(job: Job, stages: Sequence[Stage]) -> list[str]:
     if minutes.get("class pictures", 0.0) > max(1.0, LONG_CLASSES * minutes["train"]):
         found.append(
             f"num_class_images {config.num_class_images}: {plans.time(minutes['class pictures'])} to draw them, for "
-            f"{plans.time(minutes['train'])} of training; fewer are quicker, and they are kept for the next run"
+            f"{plans.time(minutes['train'])} of training; fewer are drawn sooner"
         )
     if config.use_dora:
         found.append("use_dora: what it takes beside a plain LoRA was not counted; expect more memory and time")

@@ -152,8 +152,8 @@ def _of_training(job: Job) -> Iterator[_Knob]:
     yield _Knob(NOTHING, tuple(_same_updates(job)))
     seen = stage_needs.pictures_an_update(config)
     if int(config.train_batch_size) > 1 and seen > BATCHES_AT_MOST:
-        smaller = f"updates of {BATCHES_AT_MOST} pictures instead of {seen}"
-        yield _one(COMFORT, _batches(1, BATCHES_AT_MOST), smaller)
+        cost = f"updates of {BATCHES_AT_MOST} pictures instead of {seen}"
+        yield _one(COMFORT, _batches(1, BATCHES_AT_MOST), cost)
     at = MODES.index(str(config.gradient_checkpointing))
     yield _Knob(TIME, tuple(({"gradient_checkpointing": mode}, _slower(job, mode)) for mode in MODES[at + 1 :]))
     count = job.processes_in_memory

@@ -221,24 +221,28 @@ class Plan:
             return f"{self.vram_gb:.1f} GB"
         cache = "" if not self.cache_is_on_gpu else f", {self.encoded_gb * 1024:.0f} MB of encoded pictures beside it"
         return (
-            f"{self.vram_gb:.1f} GB, {self._verdict(fitting.VRAM, 'train')}: base {parts.weights_gb:.1f}, LoRA and "
+            f"{self.vram_gb:.1f} GB, {self.verdict(fitting.VRAM)}: base {parts.weights_gb:.1f}, LoRA and "
             f"optimizer {parts.adapter_gb + parts.optimizer_gb:.1f}, activations {parts.activations_gb:.1f}{cache}"
+            f"{self._designs(fitting.VRAM)}"
         )
 
-    def _verdict(self, memory: str, told: str) -> str:
-        """Whether the stage that a row tells of fits, and which others do not."""
-        short = {one.stage: one for one in self.misfits if one.memory == memory}
-        own = short.pop(told, None)
-        verdict = "fits" if own is None else "DOES NOT FIT" if own.is_sure else "may not fit"
-        others = [f"{one.stage} {one.needs_gb:.1f} GB {'DOES NOT FIT' if one.is_sure else 'may not fit'}"
-                  for one in short.values()]  # fmt: skip
-        return f"{verdict} ({', '.join(others)})" if others else verdict
+    def verdict(self, memory: str, stages: tuple[str, ...] = fitting.TRAINING) -> str:
+        """Whether the named stages fit into one memory: fits, may not fit, or DOES NOT FIT with the worst stage."""
+        short = [one for one in self.misfits if one.memory == memory and one.stage in stages]
+        if not short:
+            return "fits"
+        worst = max(short, key=lambda one: (one.is_sure, one.needs_gb))
+        return f"{'DOES NOT FIT' if worst.is_sure else 'may not fit'} (“{worst.stage}” needs {worst.needs_gb:.1f} GB)"
+
+    def _designs(self, memory: str) -> str:
+        """A word on the designs, where training's row would else be read as theirs."""
+        short = [one for one in self.misfits if one.memory == memory and one.stage in fitting.DRAWING]
+        return f"; designs {'do' if any(one.is_sure for one in short) else 'may'} not fit" if short else ""
 
     def _ram_words(self) -> str:
-        most = max(self.stages, key=lambda stage: stage.ram_gb, default=None)
         has = f" of {self.machine.ram_gb:.1f}" if self.machine.ram_gb else ""
-        fits = f", {self._verdict(fitting.RAM, most.name)}, in “{most.name}”" if most else ""
-        return f"{self.ram_gb:.1f}{has} GB at most{fits}; {self.disk_gb:.1f} GB are written to disk"
+        told = f"{self.ram_gb:.1f}{has} GB at most, {self.verdict(fitting.RAM)}{self._designs(fitting.RAM)}"
+        return f"{told}; {self.disk_gb:.1f} GB are written to disk"
 
     def _time_words(self) -> str:
         if self.minutes is None or self.total_minutes is None:
@@ -259,9 +263,10 @@ class Plan:
         first, hours = self.prices[0], throughput.table()["colab_free_hours"]
         if first.usd or self.total_minutes < 60 * hours["likely"]:
             return f"; all of it {first}"
+        never = "but" if self.total_minutes >= 60 * hours["most"] else "perhaps"
         return (
-            f"; all of it {first}, but not in one session: a free one ends after {hours['most']} h at the latest, and "
-            "often sooner; a run goes on where it was"
+            f"; all of it {first}, {never} not in one session: a free one ends after {hours['most']} h at the latest, "
+            "and often sooner; a run goes on where it was"
         )
 
     def _reasons(self) -> list[str]:
@@ -299,7 +304,8 @@ def time(minutes: float) -> str:
     """Minutes in words: under 1 min, 52 min, 3.4 h."""
     if minutes < 0.75:
         return "under 1 min"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    hours = minutes / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
 
 
 def about(minutes: float) -> str:

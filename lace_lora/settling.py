@@ -129,9 +129,9 @@ class Choosing:
         batch = int(self.config.train_batch_size)
         batches = max(1, round(wished / batch))
         if batches != self.config.gradient_accumulation_steps:
-            why = f"an update of {wished} pictures, as in the preset" if batch * batches == wished else (
-                f"{batch * batches} pictures an update, for the {wished} of the preset"
-            )  # fmt: skip
+            why = f"an update of {wished} pictures, as in the preset"
+            if batch * batches != wished:
+                why = f"{batch * batches} pictures an update, the nearest to the preset's {wished}"
             self._put("gradient_accumulation_steps", batches, why)
 
     def _processes(self) -> None:
