@@ -17,7 +17,7 @@ VRAM, RAM = "GPU memory", "memory (RAM)"
 BATCHES_AT_MOST = 256  # of an update, as the setting has it
 # How much a change harms, from nothing to what is learnt and seen. What learns the same stands before what does not.
 NOTHING, TIME, COMFORT, PRECISION, VIEWS, LEARNT = range(6)
-SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8)  # of a side, tried in this order
+SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8)  # of a side, tried in this order
 
 # Plans again with changed settings, on a machine; what comes out is what a person would get who changed them.
 Trial = Callable[[Mapping[str, Any], Machine], Job]

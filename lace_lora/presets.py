@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def read(name: str) -> Preset:
     if not path.is_file():
         known = ["auto", "none", *names()]
         raise SettingsError(f"No preset called {name!r}{nearest(name, known)} There are: {', '.join(known)}.")
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed_ns: int) -> Preset:
+    """The file, read again only where it has changed: a form, and every change that a plan tries, settles anew."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         why, family = dict(data.get("why") or {}), str(data.get("family", TRAINED))

@@ -14,6 +14,7 @@ from lace_lora.workload import Job, Stage
 
 PICTURES_AN_UPDATE = 4  # make its direction steady
 SIDES = (1024, 768, 512)  # tried from the model's own downwards where nothing else makes it fit
+STEPS_AT_MOST = 1_000_000  # as the setting has it
 WRITTEN = {"fp32": "no"}  # number formats that the setting calls otherwise
 
 
@@ -217,7 +218,8 @@ class Choosing:
         return f" (quantization nf4 would fit without, {1 - other.seconds / now.seconds:.0%} faster, the base coarser)"
 
     def _train(self, **changes: object) -> Stage:
-        return stage_needs.train(self.job(**changes))
+        """The training's steps alone: how many there will be, and looks between them, is not settled yet."""
+        return stage_needs.train(self.job(**changes, validate_every=0))
 
     def _wished(self) -> tuple[str, ...]:
         """The stages that memory is chosen for: rows of samples only where a person asked for them."""
@@ -236,8 +238,10 @@ class Choosing:
         seen, an_update = self.pictures * config.dataset_repeats * config.num_train_epochs, (
             stage_needs.pictures_an_update(config)
         )  # fmt: skip
-        steps = max(1, ceil(seen / an_update))
+        steps = min(STEPS_AT_MOST, max(1, ceil(seen / an_update)))
         told = f"{config.num_train_epochs} passes over {self.pictures} pictures"
+        if steps * an_update < seen:
+            return steps, f"the most that there can be; {told} would be more"
         return steps, told if seen % an_update == 0 else f"{told}, rounded up to whole updates of {an_update}"
 
     def _without_8bit(self) -> str:

@@ -271,7 +271,7 @@ def test_drawing_that_cannot_fit_is_refused_before_a_model_is_looked_for():
         MachineError, match="Drawing designs would not fit: the stage “decode” needs 12.8 GB"
     ) as refused:
         estimate.check_drawing(asked, small)
-    assert "width 1536 and height 1536 (smaller designs); would fit" in str(refused.value)
+    assert "width 1792 and height 1792 (smaller designs); would fit" in str(refused.value)
     estimate.check_drawing(asked, T4)
 
 
@@ -315,7 +315,7 @@ def test_where_the_encoded_pictures_lie_is_told():
 
 
 def test_what_does_not_fit_is_said_with_three_things_to_try():
-    plan = planned(T4, train_batch_size=8)
+    plan = planned(T4, train_batch_size=64)
     assert not plan.fits and "DOES NOT FIT" in str(plan)
     assert plan.warnings[0].setting == "train_batch_size"
     assert [line[:4] for line in str(plan.warnings[0]).splitlines()[1:]] == ["  1.", "  2.", "  3."]

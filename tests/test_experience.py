@@ -154,7 +154,8 @@ def test_a_damaged_file_is_ignored_and_written_anew(tmp_path, text, name, figure
 @pytest.mark.parametrize(("name", "value"), [
     ("seconds", -1), ("seconds", math.nan), ("seconds", "1"), ("work", {"tflop": 0}), ("work", {"tflop": "3"}),
     ("seconds", 1e308), ("seconds", True), ("work", {"tflop": 1e300}), ("work", {"tflop": True}), ("peak_gb", 1e16),
-    ("work", {"tflop": 1, "layers": -1}), ("machine", 3), ("peak_gb", math.inf), ("at", None), ("work", {"tflop": 1, "processes": 0}), ("work", [1]),
+    ("work", {"tflop": 1, "layers": -1}),
+    ("machine", 3), ("peak_gb", math.inf), ("at", None), ("work", {"tflop": 1, "processes": 0}), ("work", [1]),
 ])  # fmt: skip
 def test_a_damaged_row_is_left_out_and_its_neighbours_are_not(tmp_path, name, value, figure):
     good, bad = experience.as_rows([figure, figure])

@@ -100,7 +100,7 @@ def test_the_largest_size_that_fits_is_offered_in_the_shape_that_was_asked_for()
 def test_designs_of_the_trained_size_are_mended_by_their_own_size_and_not_by_the_trainings():
     """D10: width and height are empty, and a 3060 decodes 2048 px no more."""
     _, found = offered(CARD, DRAWING, resolution=2048)
-    assert found[0].settings == {"width": 1536, "height": 1536}
+    assert found[0].settings == {"width": 1792, "height": 1792}
     assert not any("gradient_checkpointing" in one.settings or "resolution" in one.settings for one in found)
 
 

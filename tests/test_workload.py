@@ -30,7 +30,8 @@ def test_processes_without_a_gpu_of_their_own_shorten_nothing_and_are_warned_of(
 
 def test_a_cpu_is_filled_by_one_process_and_each_more_holds_a_model():
     """C14: on two cores one process takes as long as eight."""
-    asked = {"preset": "none", "pretrained_model": SDXL, "gradient_accumulation_steps": 8}
+    asked = {"preset": "none", "pretrained_model": SDXL, "gradient_accumulation_steps": 8,
+             "gradient_checkpointing": "full"}  # fmt: skip
     one, eight = (planned(LAPTOP, num_processes=count, **asked) for count in (1, 8))
     assert one.minutes == eight.minutes
     assert eight.stage("train").ram_gb == pytest.approx(8 * one.stage("train").ram_gb)
