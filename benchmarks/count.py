@@ -39,7 +39,6 @@ GIB = 1024**3
 TOKENS = 77
 TARGETS = ("attention", "attention+ff", "attention+ff+conv", "up_blocks")
 MODES = ("none", "transformers", "full")
-WAYS = ("encode", "decode")  # through the VAE
 SHAPE = ("block_out_channels", "cross_attention_dim", "layers_per_block", "transformer_layers_per_block")
 RANKS = (8, 24)
 SIDES = (32, 64, 128)  # latent cells; multiples of 8, so that every halving is exact
@@ -326,7 +325,10 @@ def counted(
         unet = unet_of(config)
         table[name] = _weights(unet) | _of_size(unet, partial(unet_pass, unet, pooled=what.pooled))
     vae = vae_of(what.vae)
-    table["vae"] = _weights(vae) | {way: _of_size(vae, partial(vae_pass, vae, way)) for way in WAYS}
+    halves = {"encode": vae.encoder, "decode": vae.decoder}
+    table["vae"] = _weights(vae) | {
+        way: {"layers": layers(half)} | _of_size(vae, partial(vae_pass, vae, way)) for way, half in halves.items()
+    }
     table["text"] = [_text(config, number == 1) for number, config in enumerate(what.text)]
     table["training"] = {}
     for targets in kinds:
@@ -339,12 +341,18 @@ def counted(
 
 
 def _weights(module: Any) -> dict[str, int]:
-    """Numbers in all, and in the layers that NF4 makes smaller."""
+    """Numbers in all, and in the layers that NF4 makes smaller; and how many layers have numbers."""
     small = [layer for _, _, layer in quantize._linear_layers(module) if quantize.can_be_quantised(layer)]
     return {
         "parameters": sum(one.numel() for one in module.parameters()),
         "quantizable": sum(layer.weight.numel() for layer in small),
+        "layers": layers(module),
     }
+
+
+def layers(module: Any) -> int:
+    """Layers that have numbers of their own: each is a few kernels, which take time however small a picture is."""
+    return sum(1 for one in module.modules() if next(one.parameters(recurse=False), None) is not None)
 
 
 def _text(config: Mapping[str, Any], has_projection: bool) -> dict[str, Any]:
@@ -361,7 +369,7 @@ def _text(config: Mapping[str, Any], has_projection: bool) -> dict[str, Any]:
         slope = (high - low) / (RANKS[1] - RANKS[0])
         step[f"step_{name}"] = [low - RANKS[0] * slope, slope]
     return {
-        "parameters": sum(one.numel() for one in plain.parameters()),
+        "parameters": sum(one.numel() for one in plain.parameters()), "layers": layers(plain),
         "flop": read.flop, "peak": read.peak, "parameters_a_rank": parameters // RANKS[-1],
     } | step  # fmt: skip
 

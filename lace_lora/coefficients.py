@@ -7,6 +7,7 @@ flop         [1, n, n²]  of one pass of one row; two a multiply-add. Attention 
 flop_a_rank  [1, n]      what each rank adds to a training step
 peak         [1, n]      bytes held at most in one pass beside weights and gradients, in half precision; twice in fp32
 quantizable              numbers in linear layers, which NF4 keeps in 4 bits and a little
+layers                   that have numbers of their own: each takes some time however small a picture is
 """
 
 import json
@@ -55,6 +56,11 @@ class Coefficients:
         """Numbers of a part."""
         rows = self.table["text"] if part == "text" else [self.table[part]]
         return self.scale * sum(float(row["parameters"]) for row in rows)
+
+    def layers(self, part: str, way: str = "") -> int:
+        """Layers that one pass through a part goes through; way: encode or decode, of the vae."""
+        rows = self.table["text"] if part == "text" else [self.table[part][way] if way else self.table[part]]
+        return sum(int(row["layers"]) for row in rows)
 
     def forward_flop(self, part: str, cells: int) -> float:
         """One pass of one row through the unet or refiner, a LoRA fused in."""

@@ -25,6 +25,8 @@ KEPT, SELFTEST = "measured.json", "selftest.json"  # below cache_dir
 RUN, TEST = "run", "selftest"
 ROWS_AT_MOST = 100
 LARGEST_BYTES = 4_000_000  # a file that is larger was not written here
+# No run takes years, and no number here is as large as this: a file that says so is damaged.
+LONGEST_SECONDS, BEYOND_BELIEF = 1e8, 1e15
 RUNS_LOOKED_AT = 8  # on a machine that is new; they may lie on Drive
 # What memory may differ by before it is taken for a mistake of the measurement. Less than was counted would mean trust
 # that costs a crash, more only a smaller batch.
@@ -37,7 +39,7 @@ class Figure:
 
     machine     throughput.kind of it
     model       coefficients.Coefficients.name
-    detail      stage_needs.detail
+    detail      workload.detail
     seconds     of the work, 0 where only memory was measured
     peak_gb     of the GPU while training, without CUDA's own, GiB; 0 where it is not known
     fixed_gb    of this, weights, LoRA and encoded pictures, whose size is exact
@@ -62,10 +64,12 @@ class Figure:
     by: str = RUN
     version: str = __version__
 
-    @property
-    def source(self) -> str:
-        """Where its seconds are known from, in words."""
-        return "measured on your last run" if self.by == RUN else f"measured by the self-test of {self.at[:10]}"
+    def source_for(self, stage: str, detail: str) -> str:
+        """Where the seconds of a stage are known from, in words: measured, or scaled from what is much like it."""
+        how = "measured" if (stage, detail) == (self.stage, self.detail) else "scaled"
+        if self.by == RUN:
+            return f"{how} {'on' if how == 'measured' else 'from'} your last run"
+        return f"{how} {'by' if how == 'measured' else 'from'} the self-test of {self.at[:10]}"
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -192,14 +196,16 @@ def _figures(rows: object) -> list[Figure]:
 
 def _figure(row: Mapping[str, Any]) -> Figure:
     """Raises ValueError, TypeError or KeyError where a row is no figure."""
-    work = dict(row["work"])
     values = {one.name: row[one.name] for one in fields(Figure) if one.name in row and one.name != "work"}
-    figure = Figure(**values, work=Work(**work))
-    numbers = (figure.seconds, figure.peak_gb, figure.fixed_gb, figure.planned_gb, figure.checkpoint_bytes)
+    figure = Figure(**values, work=Work(**row["work"]))
+    work = figure.work
+    numbers = (figure.seconds, figure.peak_gb, figure.fixed_gb, figure.planned_gb, figure.checkpoint_bytes,
+               work.tflop, work.layers, work.nf4_gb, work.processes)  # fmt: skip
     texts = (*figure.kind, figure.checkpointing, figure.at, figure.version)
-    is_number = all(math.isfinite(one) and one >= 0 for one in (*numbers, figure.work.passes, figure.work.nf4_gb))
-    if not is_number or not 0 < figure.work.tflop < math.inf or figure.work.processes < 1:
-        raise ValueError("a figure that is no number")
+    if any(isinstance(one, bool) or not 0 <= one <= BEYOND_BELIEF for one in numbers):
+        raise ValueError("a figure that is no number, or one beyond belief")
+    if not work.tflop or work.processes < 1 or figure.seconds > LONGEST_SECONDS:
+        raise ValueError("a figure of no work, or of years")
     if not all(isinstance(one, str) for one in texts):
         raise TypeError("a name that is no text")
     return figure

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, TypeVar
 
-from lace_lora import coefficients, experience, stage_needs, throughput
+from lace_lora import coefficients, experience, stage_needs, throughput, workload
 from lace_lora.errors import LaceError
 from lace_lora.experience import NOTHING, Figure
 from lace_lora.fitting import DRAWING
 from lace_lora.plans import Plan
-from lace_lora.stage_needs import Job
+from lace_lora.workload import Job, Stage
 
 FEWEST_STEPS = 3  # below them the first one, which is slower, would count too much
 
@@ -63,7 +63,7 @@ def of_training(
         fixed = train.weights_gb + train.adapter_gb + train.optimizer_gb + (plan.encoded_gb * plan.cache_is_on_gpu)
         memory = {"peak_gb": peak_gb, "fixed_gb": fixed, "planned_gb": train.activations_gb}
     whole = replace(job, config=plan.config.model_copy(update={"gradient_checkpointing": checkpointing}))
-    return [_figure(whole, train, seconds_a_step, checkpoint_bytes=checkpoint_bytes, **memory)]
+    return [of_stage(whole, train, seconds_a_step, checkpoint_bytes=checkpoint_bytes, **memory)]
 
 
 def of_drawing(plan: Plan, watch: Watch, base_model: str, sizes: Collection[tuple[int, int]]) -> list[Figure]:
@@ -82,7 +82,7 @@ def of_drawing(plan: Plan, watch: Watch, base_model: str, sizes: Collection[tupl
             continue
         settings = plan.config.model_copy(update={"num_images": designs, "width": width, "height": height})
         job = replace(plan.job, config=settings, model=coefficients.of(base_model), known=NOTHING)
-        found += [_figure(job, one, seconds) for one in stage_needs.stages(job) if one.name == stage]
+        found += [of_stage(job, one, seconds) for one in stage_needs.stages(job) if one.name == stage]
     return found
 
 
@@ -92,11 +92,12 @@ def keep_drawing(plan: Plan, watch: Watch, base_model: str, sizes: Collection[tu
         experience.keep(plan.config.cache_dir, of_drawing(plan, watch, base_model, sizes))
 
 
-def _figure(job: Job, stage: stage_needs.Stage, seconds: float, **more: Any) -> Figure:
+def of_stage(job: Job, stage: Stage, seconds: float, **more: Any) -> Figure:
+    """The figure of a stage of a job that took so many seconds; more: what else of Figure was measured."""
     is_training = stage.name == "train"
     return Figure(
         stage.name, throughput.kind(job.machine), job.model.name,
         "fp32" if stage.name == "decode" else job.precision, job.config.quantization if is_training else "none",
-        stage_needs.detail(job, stage.name), seconds, stage.work, str(job.config.gradient_checkpointing),
+        workload.detail(job, stage.name), seconds, stage.work, str(job.config.gradient_checkpointing),
         at=datetime.now(UTC).isoformat(timespec="seconds"), **more,
     )  # fmt: skip

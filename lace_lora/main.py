@@ -337,7 +337,7 @@ def _open(config: Config) -> Config:
 
     folders = (config.images_dir, config.lora_output_dir)
     if machine.in_colab() and any(Path(folder).is_relative_to(config.drive_mount_path) for folder in folders):
-        print(colab.mount_drive(config.drive_mount_path)[1])
+        print(colab.mount_drive(config.drive_mount_path)[1], file=sys.stderr)
     settled = presets.settle(config, machine.Machine.here(config.drive_mount_path, config.lora_output_dir))
     if settled.banner:
         print(banner.framed(settled.banner), file=sys.stderr)
@@ -355,7 +355,7 @@ def _planned(config: Config) -> "Plan":
     from lace_lora import estimate
 
     _open(config)
-    return estimate.prepare(config, say=_say)
+    return estimate.foresee(config)
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lace_lora.config import Config
-from lace_lora.errors import PicturesError
+from lace_lora.errors import SettingsError
 
 if TYPE_CHECKING:
     from lace_lora.plans import Plan
@@ -28,12 +28,14 @@ def run(
 
     compare  names of presets, apart or with commas between them
     gpu      a GPU of the plan's table, or empty for this machine
-    here     the plan for this machine, which also counts pictures and may draw those of the demo
+    here     the plan for this machine, which also counts pictures
 
     Raises SettingsError for a preset or a GPU that there is not.
     """
     names = [name.strip() for text in compare or () for name in text.split(",") if name.strip()]
     chosen = (gpu if isinstance(gpu, str) else gpu[0]) if gpu else None
+    if compare and not names:
+        raise SettingsError("--compare names no preset. Name some, such as: --compare fast,lace-t4,lace-t4-qlora")
     if names:
         from lace_lora.plans import side_by_side
 
@@ -61,16 +63,8 @@ def compared(config: Config, names: Sequence[str], gpu: str | None) -> dict[str,
 
 def elsewhere(config: Config, gpu: str | None) -> "Plan":
     """The plan for a machine with that GPU, or for this one; pictures are counted where there are any, else 250."""
-    from lace_lora import estimate, experience, presets, throughput
-    from lace_lora.data_utils import count_pictures
+    from lace_lora import estimate, throughput
     from lace_lora.machine import Machine
 
     here = Machine.here(config.drive_mount_path)
-    machine = throughput.machine(gpu, here) if gpu else here
-    settled = presets.settle(config, machine)
-    try:
-        pictures = count_pictures(settled.config.images_dir, set(settled.config.image_types))
-    except PicturesError:
-        pictures = USUAL_PICTURES
-    known = experience.read(settled.config.cache_dir, machine, settled.config.lora_output_dir)
-    return estimate.plan(settled, machine, pictures, known)
+    return estimate.elsewhere(config, throughput.machine(gpu, here) if gpu else here, USUAL_PICTURES)

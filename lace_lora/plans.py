@@ -9,20 +9,12 @@ from lace_lora.config import Config
 from lace_lora.experience import NOTHING, Experience
 from lace_lora.fitting import Misfit
 from lace_lora.machine import GIB, Machine
-from lace_lora.stage_needs import Job, Stage
+from lace_lora.presets import Choice, Settled
 from lace_lora.throughput import Speed
+from lace_lora.workload import Job, Stage
 
 REASONS_SHOWN = 9  # of the choices, so that a plan stays a page that is read
 ALSO_SHOWN = 6  # of those without a reason of their own; the form and --json have all
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One setting that the plan or a preset chose; `why` is empty where a preset gives no reason of its own."""
-
-    setting: str
-    value: object
-    why: str
 
 
 @dataclass(frozen=True)
@@ -77,6 +69,8 @@ class Plan:
     remarks: tuple[str, ...] = ()  # what costs memory or time, a sentence each
     elsewhere: tuple[Elsewhere, ...] = ()
     known: Experience = field(default=NOTHING, repr=False)  # what earlier runs on this machine took
+    assumed: str = ""  # why the pictures were not counted; nothing where they were
+    settled: Settled | None = field(default=None, repr=False, compare=False)  # what the plan was made of
 
     @property
     def job(self) -> Job:
@@ -92,14 +86,19 @@ class Plan:
 
     @property
     def time_is(self) -> str:
-        """How the training's time is known: measured on your last run, measured, or estimated."""
-        source = self.stage("train").source if self.stages else throughput.ESTIMATED
-        return {throughput.ESTIMATED: "estimated"}.get(source, source if "your" in source else "measured")
+        """How the training's time is known: measured on your last run, scaled from it, measured, or estimated."""
+        return known_from(self.stage("train").source if self.stages else throughput.ESTIMATED)
 
     @property
     def fits(self) -> bool:
         """Whether training fits, into the GPU's memory and into the computer's."""
         return not any(one.stage in fitting.TRAINING for one in self.misfits)
+
+    @property
+    def fits_in_words(self) -> str:
+        """yes, NO, or perhaps where only what Python holds, which is an estimate, makes it too much."""
+        short = [one for one in self.misfits if one.stage in fitting.TRAINING]
+        return "NO" if any(one.is_sure for one in short) else "perhaps" if short else "yes"
 
     @property
     def free_bytes(self) -> float:
@@ -144,7 +143,8 @@ class Plan:
         if self.total_minutes is None:
             return ()
         gpu = self.machine.gpu_name
-        return costs.of(throughput.name_of(gpu, self.machine.vram_gb) if gpu else None, self.total_minutes)
+        name = throughput.name_of(gpu, self.machine.vram_gb) if gpu else None
+        return () if gpu and name is None else costs.of(name, self.total_minutes, self.machine.gpu_count)
 
     def stage(self, name: str) -> Stage:
         """One stage by name. Raises KeyError where the job has none of that name."""
@@ -155,7 +155,8 @@ class Plan:
         speed = self.speed
         return {
             "preset": self.preset, "machine": dataclasses.asdict(self.machine), "precision": self.precision,
-            "pictures": self.pictures, "epochs": self.epochs, "fits": self.fits, "vram_gb": self.vram_gb,
+            "pictures": self.pictures, "pictures_are": "assumed" if self.assumed else "counted",
+            "epochs": self.epochs, "fits": self.fits, "vram_gb": self.vram_gb,
             "ram_gb": self.ram_gb, "disk_gb": self.disk_gb, "encoded_gb": self.encoded_gb,
             "download_gb": self.download_gb, "minutes": self.minutes, "total_minutes": self.total_minutes,
             "time_is": self.time_is, "speed_is": speed.source if speed else "not known", "prices_as_of": costs.as_of(),
@@ -198,8 +199,8 @@ class Plan:
             ("machine", gpu if machine.gpu_name else f"CPU, {machine.cpu_cores} cores"),
             ("preset", f"{self.preset} ({self.preset_why})"),
             ("base model", f"{config.pretrained_model} in {self.precision}"),
-            ("pictures", f"{self.pictures}, at {config.resolution} px"),
-            ("training", f"{steps} steps of {at_once} pictures, {self.epochs:.1f} passes"),
+            ("pictures", f"{self.pictures}{' assumed' if self.assumed else ''}, at {config.resolution} px"),
+            ("training", f"{counted(steps, 'step')} of {counted(at_once, 'picture')}, {self.epochs:.1f} passes"),
             ("GPU memory", self._gpu_words()),
             ("memory", self._ram_words()),
             ("time", self._time_words()),
@@ -218,39 +219,68 @@ class Plan:
         parts = {stage.name: stage for stage in self.stages}.get("train")
         if parts is None:
             return f"{self.vram_gb:.1f} GB"
-        fits = "fits" if not any(one.memory == "GPU memory" for one in self.misfits) else "DOES NOT FIT"
         cache = "" if not self.cache_is_on_gpu else f", {self.encoded_gb * 1024:.0f} MB of encoded pictures beside it"
         return (
-            f"{self.vram_gb:.1f} GB, {fits}: base {parts.weights_gb:.1f}, LoRA and optimizer "
-            f"{parts.adapter_gb + parts.optimizer_gb:.1f}, activations {parts.activations_gb:.1f}{cache}"
+            f"{self.vram_gb:.1f} GB, {self.verdict(fitting.VRAM)}: base {parts.weights_gb:.1f}, LoRA and "
+            f"optimizer {parts.adapter_gb + parts.optimizer_gb:.1f}, activations {parts.activations_gb:.1f}{cache}"
+            f"{self._designs(fitting.VRAM)}"
         )
+
+    def verdict(self, memory: str, stages: tuple[str, ...] = fitting.TRAINING) -> str:
+        """Whether the named stages fit into one memory: fits, may not fit, or DOES NOT FIT with the worst stage."""
+        short = [one for one in self.misfits if one.memory == memory and one.stage in stages]
+        if not short:
+            return "fits"
+        worst = max(short, key=lambda one: (one.is_sure, one.needs_gb))
+        return f"{'DOES NOT FIT' if worst.is_sure else 'may not fit'} (“{worst.stage}” needs {worst.needs_gb:.1f} GB)"
+
+    def _designs(self, memory: str) -> str:
+        """A word on the designs, where training's row would else be read as theirs."""
+        short = [one for one in self.misfits if one.memory == memory and one.stage in fitting.DRAWING]
+        return f"; designs {'do' if any(one.is_sure for one in short) else 'may'} not fit" if short else ""
 
     def _ram_words(self) -> str:
         has = f" of {self.machine.ram_gb:.1f}" if self.machine.ram_gb else ""
-        fits = "" if not any(one.memory != "GPU memory" for one in self.misfits) else ", DOES NOT FIT"
-        return f"{self.ram_gb:.1f}{has} GB at most{fits}; {self.disk_gb:.1f} GB are written to disk"
+        told = f"{self.ram_gb:.1f}{has} GB at most, {self.verdict(fitting.RAM)}{self._designs(fitting.RAM)}"
+        return f"{told}; {self.disk_gb:.1f} GB are written to disk"
 
     def _time_words(self) -> str:
         if self.minutes is None or self.total_minutes is None:
             return "not known for this machine"
         drawing = sum(one.minutes or 0 for one in self.stages if one.name in fitting.DRAWING)
         before = self.total_minutes - self.minutes - drawing
-        price = f"; all of it {self.prices[0]}" if self.prices and self.machine.is_colab else ""
         return (
             f"{about(self.minutes)} to train ({self.time_is}), {time(before)} before and beside it, "
-            f"{time(drawing)} for {self.config.num_images} designs{price}"
+            f"{time(drawing)} for {counted(self.config.num_images, 'design')}{self._price_words()}"
+        )
+
+    def _price_words(self) -> str:
+        """What all of it costs; that a free session may end before it."""
+        if not self.prices or self.machine.gpu_name is None or self.total_minutes is None:
+            return ""
+        if not self.machine.is_colab:
+            return f"; all of it {self.prices[0]}, if the machine is not yours"
+        first, hours = self.prices[0], throughput.table()["colab_free_hours"]
+        if first.usd or self.total_minutes < 60 * hours["likely"]:
+            return f"; all of it {first}"
+        never = "but" if self.total_minutes >= 60 * hours["most"] else "perhaps"
+        return (
+            f"; all of it {first}, {never} not in one session: a free one ends after {hours['most']} h at the latest, "
+            "and often sooner; a run goes on where it was"
         )
 
     def _reasons(self) -> list[str]:
         """The plan's own choices first, then the preset's; what is over a page stands in one line."""
         told = [choice for choice in self.choices if choice.why]
-        own = sorted(told, key=lambda choice: choice.setting in self._of_preset())
+        plain_one = ("num_processes", 1)  # says little, so that it is told last
+        of_preset = self._of_preset()
+        own = sorted(told, key=lambda one: ((one.setting, one.value) == plain_one, one.setting in of_preset))
         shown, rest = own[:REASONS_SHOWN], own[REASONS_SHOWN:]
         lines = [f"  {choice.setting} = {_short(choice.value)}: {choice.why}" for choice in shown]
         plain = [*rest, *(choice for choice in self.choices if not choice.why)]
         also = [f"{choice.setting} {_short(choice.value)}" for choice in plain]
         more = [f"and {len(also) - ALSO_SHOWN} more"] if len(also) > ALSO_SHOWN else []
-        return [*lines, f"  preset {self.preset} also sets {', '.join(also[:ALSO_SHOWN] + more)}"] if also else lines
+        return [*lines, f"  also set: {', '.join(also[:ALSO_SHOWN] + more)}"] if also else lines
 
     def _of_preset(self) -> set[str]:
         from lace_lora import presets
@@ -258,11 +288,24 @@ class Plan:
         return set(presets.read(self.preset).settings) if self.preset not in ("none", "auto") else set()
 
 
+def known_from(source: str) -> str:
+    """Where a time is known from, in the words of a summary."""
+    if source == throughput.ESTIMATED:
+        return "estimated"
+    return source.partition(" of ")[0] if source.startswith("scaled") or "your" in source else "measured"
+
+
+def counted(number: int, thing: str) -> str:
+    """Such as: 1 step, 20 steps."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def time(minutes: float) -> str:
     """Minutes in words: under 1 min, 52 min, 3.4 h."""
     if minutes < 0.75:
         return "under 1 min"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    hours = minutes / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
 
 
 def about(minutes: float) -> str:
@@ -304,14 +347,17 @@ def side_by_side(plans: dict[str, Plan]) -> str:
         ("precision", lambda plan: plan.precision),
         ("GPU memory", lambda plan: f"{plan.vram_gb:.1f} GB" if plan.machine.gpu_name else "—"),
         ("memory", lambda plan: f"{plan.ram_gb:.1f} GB"),
-        ("fits", lambda plan: "yes" if plan.fits else "NO"),
+        ("fits", lambda plan: plan.fits_in_words),
         ("training", lambda plan: "not known" if plan.minutes is None else time(plan.minutes)),
         ("whole job", lambda plan: "not known" if plan.total_minutes is None else time(plan.total_minutes)),
         ("price", lambda plan: str(plan.prices[0]) if plan.prices else "not known"),
     ):
         rows.append([name, *(told(plan) for plan in plans.values())])
     wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{one:<{wide[at]}}" for at, one in enumerate(row)).rstrip() for row in rows)
+    lines = ["  ".join(f"{one:<{wide[at]}}" for at, one in enumerate(row)).rstrip() for row in rows]
+    assumed = {f"{one.pictures} pictures are assumed, because none could be counted: {one.assumed}": None
+               for one in plans.values() if one.assumed}  # fmt: skip
+    return "\n".join([*lines, *assumed])
 
 
 def _short(value: object) -> str:

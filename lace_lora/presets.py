@@ -1,6 +1,8 @@
 """Named partial settings. A preset is a YAML file with `about`, `settings` and `why`; this room applies it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,22 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One setting that the plan or a preset chose; `why` is empty where a preset gives no reason of its own."""
+
+    setting: str
+    value: object
+    why: str
+
+
+@dataclass(frozen=True)
 class Settled:
     """Settings with their preset applied: its name, why it was chosen, and a banner where one must be seen.
 
     The settled settings stand by themselves: their own `preset` is none, so settling them again changes nothing.
 
     machine  the one that they were settled for, so that a form can settle changed settings again
+    asked    the settings before the preset was applied
     """
 
     config: Config
@@ -49,6 +61,12 @@ class Settled:
     reasons: dict[str, str]
     banner: str = ""
     machine: Machine | None = field(default=None, repr=False, compare=False)
+    asked: Config | None = field(default=None, repr=False, compare=False)
+
+    def changed(self, settings: Mapping[str, Any], machine: Machine) -> "Settled":
+        """What a person gets who also asks for these settings, on this machine or another."""
+        asked = self.asked or self.config
+        return settle(asked.model_copy(update=dict(settings)) if settings else asked, machine)
 
 
 def names() -> list[str]:
@@ -65,6 +83,12 @@ def read(name: str) -> Preset:
     if not path.is_file():
         known = ["auto", "none", *names()]
         raise SettingsError(f"No preset called {name!r}{nearest(name, known)} There are: {', '.join(known)}.")
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed_ns: int) -> Preset:
+    """The file, read again only where it has changed: a form, and every change that a plan tries, settles anew."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         why, family = dict(data.get("why") or {}), str(data.get("family", TRAINED))
@@ -102,7 +126,7 @@ def settle(config: Config, machine: Machine) -> Settled:
     """
     name, why = choose(config, machine)
     if name == "none":
-        return Settled(config, "none", why, {}, machine=machine)
+        return Settled(config, "none", why, {}, machine=machine, asked=config)
     preset = read(name)
     if preset.family != TRAINED:
         raise SettingsError(
@@ -117,7 +141,7 @@ def settle(config: Config, machine: Machine) -> Settled:
     filled = config.with_preset(used | {"preset": "none"})
     pictures = DRAWN if "images_dir" in used else OWN.format(resolution=filled.resolution)
     banner = DEMO_BANNER.format(pictures=pictures) if name == "demo" and was_chosen else ""
-    return Settled(filled, name, why, reasons, banner, machine)
+    return Settled(filled, name, why, reasons, banner, machine, config)
 
 
 def beaten_by(preset: str, config: Config) -> set[str]:

@@ -10,7 +10,7 @@ from lace_lora.data_utils import count_pictures
 from lace_lora.errors import LaceError, ModelError, PicturesError
 from lace_lora.estimate import Caution, Plan
 from lace_lora.experience import Experience
-from lace_lora.fitting import DRAWING
+from lace_lora.fitting import DRAWING, RAM, TRAINING, VRAM
 from lace_lora.machine import Machine
 from lace_lora.presets import Settled
 
@@ -122,7 +122,8 @@ def plan_summary(plan: Plan) -> Rows:
     config, minutes = plan.config, plan.total_minutes
     pictures_a_step = int(config.train_batch_size) * int(config.gradient_accumulation_steps)
     return [
-        ("GPU memory", _memory(plan.machine, plan.vram_gb, plan.fits)),
+        ("GPU memory", _memory(plan.machine, plan.vram_gb, plan.verdict(VRAM))),
+        *_ram(plan, TRAINING),
         ("time", _time(plan.minutes, plan.time_is)),
         *_cost(plan.machine, minutes),
         ("steps", f"{config.max_train_steps} of {pictures_a_step} pictures"),
@@ -136,9 +137,10 @@ def drawing_summary(found: Drawing) -> Rows:
     stages = [stage for stage in plan.stages if stage.name in DRAWING]
     seconds = [stage.seconds for stage in stages]
     minutes = None if None in seconds else sum(one for one in seconds if one is not None) / 60
-    time_is = "estimated" if throughput.ESTIMATED in [stage.source for stage in stages] else "measured"
-    fits = not any(one.stage in DRAWING for one in plan.misfits)
-    rows = [("GPU memory", _memory(plan.machine, max(stage.memory_gb for stage in stages), fits))]
+    sources = [stage.source for stage in stages]
+    time_is = plans.known_from(next((one for one in sources if one == throughput.ESTIMATED), sources[0]))
+    needs_gb = max(stage.memory_gb for stage in stages)
+    rows = [("GPU memory", _memory(plan.machine, needs_gb, plan.verdict(VRAM, DRAWING))), *_ram(plan, DRAWING)]
     size = f"{config.width or config.resolution} × {config.height or config.resolution} px"
     if config.favourites_of or config.prompts_file:  # how many these are is not known before they are read
         return [*rows, ("designs", f"as many as {'favourites_of' if config.favourites_of else 'prompts_file'} names")]
@@ -146,12 +148,16 @@ def drawing_summary(found: Drawing) -> Rows:
     return [*rows, ("time", _time(minutes, time_is)), *_cost(plan.machine, minutes), designs]
 
 
-def _memory(machine: Machine, vram_gb: float, fits: bool) -> str:
+def _memory(machine: Machine, vram_gb: float, verdict: str) -> str:
     if machine.gpu_name is None:
         return f"no GPU; runs on the CPU, {machine.cpu_cores} cores"
-    return (
-        f"{'fits' if fits else 'DOES NOT FIT'}: needs {vram_gb:.1f} of {machine.vram_gb:.1f} GB on {machine.gpu_name}"
-    )
+    return f"{verdict.partition(' (')[0]}: needs {vram_gb:.1f} of {machine.vram_gb:.1f} GB on {machine.gpu_name}"
+
+
+def _ram(plan: Plan, stages: tuple[str, ...]) -> Rows:
+    """A row on the computer's memory, where that is short."""
+    verdict = plan.verdict(RAM, stages)
+    return [] if verdict == "fits" else [("memory", f"{verdict} of this computer's {plan.machine.ram_gb:.1f}")]
 
 
 def _cost(machine: Machine, minutes: float | None) -> Rows:

@@ -286,6 +286,7 @@ class Trial:
         return {kind: {
             "name": kind, "half_tflops": train.work.tflop / train.seconds, "source": source,
             "full_tflops": decode.work.tflop / decode.seconds, "gb_s": table.gb_s if table else 500.0,
+            "seconds_a_layer": throughput.table()["gpu_seconds_a_layer"], "queues": True,
         }}  # fmt: skip
 
 

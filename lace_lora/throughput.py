@@ -24,13 +24,13 @@ ESTIMATED = "estimated from FLOPs"
 class Work:
     """What takes time.
 
-    passes     of a network, each of which costs something beside its FLOPs
+    layers     passed through in all, each of which costs something beside its FLOPs
     nf4_gb     of weights in 4 bits that are read and made wide again, GB of 10^9 bytes
     processes  that share it
     """
 
     tflop: float
-    passes: float = 0.0
+    layers: float = 0.0
     is_fp32: bool = False
     nf4_gb: float = 0.0
     processes: int = 1
@@ -45,13 +45,14 @@ class Speed:
     full_tflops: float
     gb_s: float  # of its memory
     source: str
-    seconds_a_pass: float = 0.0  # of a network beside its FLOPs
+    seconds_a_layer: float = 0.0  # beside its FLOPs
+    queues: bool = False  # whether the next layer is started while one computes, as on a GPU
 
     def seconds(self, work: Work) -> float:
         """How long work takes."""
         rate = self.full_tflops if work.is_fp32 else self.half_tflops
-        whole = work.tflop / rate + work.passes * self.seconds_a_pass + work.nf4_gb / self.gb_s
-        return whole / work.processes
+        computing, starting = work.tflop / rate + work.nf4_gb / self.gb_s, work.layers * self.seconds_a_layer
+        return (max(computing, starting) if self.queues else computing + starting) / work.processes
 
 
 @lru_cache(maxsize=1)
@@ -89,12 +90,13 @@ def of(machine: Machine) -> Speed | None:
     if machine.gpu_name is None:
         row, cores = table()["cpu"], machine.cpu_cores
         return Speed("CPU", row["half_tflops_a_core"] * cores, row["full_tflops_a_core"] * cores, row["gb_s"],
-                     row["source"], row["seconds_a_pass"])  # fmt: skip
+                     row["source"], row["seconds_a_layer"])  # fmt: skip
     name = name_of(machine.gpu_name, machine.vram_gb)
     if name is None:
         return None
     row = table()["gpus"][name]
-    return Speed(name, row["half_tflops"], row["full_tflops"], row["gb_s"], row["source"])
+    return Speed(name, row["half_tflops"], row["full_tflops"], row["gb_s"], row["source"],
+                 table()["gpu_seconds_a_layer"], queues=True)  # fmt: skip
 
 
 def machine(gpu: str, here: Machine | None = None) -> Machine:
@@ -130,11 +132,20 @@ def machine(gpu: str, here: Machine | None = None) -> Machine:
     )
 
 
-def larger(vram_gb: float, than: float) -> str | None:
-    """The smallest usual GPU, then any, that holds so many GiB and is larger than the one there is."""
+def by_size() -> list[str]:
+    """The GPUs, usual ones first, each kind from the smallest memory up."""
     usual = table()["usual"]
-    rows = sorted(table()["gpus"].items(), key=lambda item: (item[0] not in usual, item[1]["vram_gb"]))
-    return next((name for name, row in rows if row["vram_gb"] >= vram_gb and row["vram_gb"] > than), None)
+    return sorted(names(), key=lambda name: (name not in usual, table()["gpus"][name]["vram_gb"]))
+
+
+def side_by_side(processes: int, here: Machine) -> int:
+    """How many processes compute at the same time on one machine: one a GPU; and one of a CPU, whose cores it fills."""
+    return max(1, min(processes, here.gpu_count)) if here.gpu_name else 1
+
+
+def in_one_memory(processes: int, here: Machine) -> int:
+    """How many of the processes lie in one computer's memory: all, but for those that need a GPU elsewhere."""
+    return side_by_side(processes, here) if here.gpu_name else processes
 
 
 def pictures_at_once(cells: int, here: Machine) -> int:

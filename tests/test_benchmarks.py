@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks import contenders, hardware, loops, meters, report, train
+from benchmarks import plan as benchmark_of_plan
 from lace_lora import config, estimate, presets, stage_needs
 from tests.test_presets import A100
 
@@ -238,3 +239,28 @@ def test_the_hardware_is_named_without_the_name_of_the_machine():
 
     assert f"{hardware.name('cpu')}".count("cores") == 1 and hardware.versions()["torch"] == torch.__version__
     assert platform.node() not in hardware.name("cpu")
+
+
+def test_the_plans_benchmark_asks_the_plan_itself_after_one_run():
+    """C14: seconds of another setting are those of a plan that knows the figure; on the page the known run is left out.
+
+    Twice the table's seconds in the one run make twice the table's seconds of the other.
+    """
+    from lace_lora.coefficients import Coefficients, shipped
+
+    small, large = (
+        benchmark_of_plan.job_of(one, Coefficients(shipped("demo"), px_a_cell=4))
+        for one in (benchmark_of_plan.DEMO[0], benchmark_of_plan.DEMO[5])
+    )
+    by_table = [stage_needs.train(job).seconds for job in (small, large)]
+    told = benchmark_of_plan.predicted(large, small, 2 * by_table[0])
+    assert told == pytest.approx(2 * by_table[1])
+    rows = [
+        {"side_px": 96, "batch": 1, "rank": 16, "targets": "attention", "checkpointing": "none", "model": "demo",
+         "peak_mb": 100.0, "predicted_mb": 105.0, "seconds": 1.0, "predicted_seconds": seconds,
+         "from_each": [seconds, 1.5]}
+        for seconds in (1.0, 1.1, 1.3)
+    ]  # fmt: skip
+    page = benchmark_of_plan.page({"date": "d", "hardware": "h", "command": "c", "versions": {}}, rows)
+    assert "Memory: 3 of 3 within 10%, the worst 5.0%." in page
+    assert "is predicted from: 1 of 2 within 20%, the worst 30.0%." in page and "1 of 5 within 20%" in page

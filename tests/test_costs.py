@@ -71,11 +71,12 @@ def test_one_may_plan_for_a_machine_that_one_does_not_sit_at():
         throughput.machine("A1000")
 
 
-def test_a_larger_gpu_is_the_smallest_that_holds_it():
+def test_larger_gpus_are_tried_from_the_smallest_usual_one_up():
     """D10."""
-    assert throughput.larger(20.0, than=14.7) == "L4"
-    assert throughput.larger(60.0, than=14.7) in ("H100", "A100-80GB")
-    assert throughput.larger(500.0, than=14.7) is None
+    found = throughput.by_size()
+    assert found[:3] == ["T4", "L4", "A100"] and sorted(found) == sorted(throughput.names())
+    rest = [throughput.table()["gpus"][name]["vram_gb"] for name in found[3:]]
+    assert rest == sorted(rest)
 
 
 def test_a_cpu_is_as_fast_as_its_cores_and_an_unknown_gpu_is_not_guessed():

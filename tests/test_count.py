@@ -80,7 +80,7 @@ def test_sdxls_passes_agree_with_pytorchs_own_counter(size):
         assert shipped.forward_bytes(part, cells, 2) == pytest.approx(held, rel=0.01), part
         assert shipped.parameters(part) == sum(one.numel() for one in module.parameters())
     vae = count.vae_of(SDXL.vae)
-    for way in count.WAYS:
+    for way in ("encode", "decode"):
         pass_once = count.vae_pass(vae, way, height, width)
         assert shipped.vae_flop(way, cells) == pytest.approx(by_pytorch(pass_once), rel=0.001), way
         assert shipped.vae_bytes(way, cells, 2) == pytest.approx(count.measured(vae, pass_once).peak, rel=0.01), way

@@ -53,6 +53,8 @@ def test_another_rank_and_more_pictures_are_corrected_by_the_same_share():
         pictures, rest = changed.get("pictures", 250), {k: v for k, v in changed.items() if k != "pictures"}
         times = planned(T4, known, pictures, **rest).minutes / planned(T4, pictures=pictures, **rest).minutes
         assert times == pytest.approx(2)
+        told = planned(T4, known, pictures, **rest).time_is
+        assert told == ("scaled from your last run" if rest else "measured on your last run")
 
 
 @pytest.mark.parametrize("change", [
@@ -151,6 +153,8 @@ def test_a_damaged_file_is_ignored_and_written_anew(tmp_path, text, name, figure
 
 @pytest.mark.parametrize(("name", "value"), [
     ("seconds", -1), ("seconds", math.nan), ("seconds", "1"), ("work", {"tflop": 0}), ("work", {"tflop": "3"}),
+    ("seconds", 1e308), ("seconds", True), ("work", {"tflop": 1e300}), ("work", {"tflop": True}), ("peak_gb", 1e16),
+    ("work", {"tflop": 1, "layers": -1}),
     ("machine", 3), ("peak_gb", math.inf), ("at", None), ("work", {"tflop": 1, "processes": 0}), ("work", [1]),
 ])  # fmt: skip
 def test_a_damaged_row_is_left_out_and_its_neighbours_are_not(tmp_path, name, value, figure):
@@ -185,8 +189,8 @@ def test_a_form_reads_nothing_again_at_each_change(tmp_path, figure, monkeypatch
     monkeypatch.setattr(experience, "read", lambda *_: pytest.fail("read again"))
     monkeypatch.setattr(experience, "_content", lambda *_: pytest.fail("read again"))
     again = replan(config.load(validate_every=0, sample_every=0, rank=64, images_dir=first.config.images_dir))
-    assert again.time_is == "measured on your last run"
-    assert "(measured on your last run)" in dict(replanning.plan_summary(again))["time"]
+    assert again.time_is == "scaled from your last run"  # of another rank
+    assert "(scaled from your last run)" in dict(replanning.plan_summary(again))["time"]
 
 
 def test_a_speed_of_the_self_test_takes_the_place_of_the_tables(tmp_path):

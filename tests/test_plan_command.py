@@ -22,7 +22,7 @@ def test_a_plan_for_another_gpu_needs_neither_it_nor_pictures(capsys):
     """C14: for a T4 from wherever one sits, with 250 pictures where there are none to count."""
     code, out, _ = said(capsys, "--gpu", "T4")
     assert code == 0
-    assert "machine     T4 (14.7 GB)" in out and "pictures    250, at 1024 px" in out
+    assert "machine     T4 (14.7 GB)" in out and "pictures    250 assumed, at 1024 px" in out
     stages = ("encode pictures", "encode captions", "train", "generate", "refine", "decode")
     assert all(f"\n{stage} " in out for stage in stages)
 
@@ -65,3 +65,37 @@ def test_a_wrong_word_has_its_sentence(capsys, words, sentence):
     """L9, C7."""
     code, _, err = said(capsys, *words)
     assert code == 1 and sentence in err and "Traceback" not in err
+
+
+def test_json_is_json_in_an_empty_folder_and_nothing_is_written_there(capsys, tmp_path):
+    """C14: the demo's pictures are counted as they will be drawn."""
+    import inspect
+
+    from lace_lora import demo
+    from lace_lora.demo.draw import write_lace_folder
+
+    code, out, err = said(capsys, "--json", "--preset", "demo")
+    told = json.loads(out)
+    assert code == 0 and (told["pictures"], told["pictures_are"]) == (demo.PICTURES, "counted")
+    assert list(tmp_path.iterdir()) == []
+    assert inspect.signature(write_lace_folder).parameters["count"].default == demo.PICTURES
+
+
+def test_pictures_that_are_not_there_are_said_to_be_assumed(capsys, tmp_path):
+    """C14: a name that was mistyped shows, on the page, side by side and as JSON."""
+    missing = str(tmp_path / "nowhere")
+    _, out, _ = said(capsys, "--gpu", "T4", "--images-dir", missing)
+    assert "pictures    250 assumed" in out
+    assert f"! 250 pictures are assumed, because none could be counted: There is no folder {missing}" in out
+    _, out, _ = said(capsys, "--gpu", "T4", "--images-dir", missing, "--json")
+    assert json.loads(out)["pictures_are"] == "assumed" and "nowhere" in json.loads(out)["warnings"][0]["sentence"]
+    _, out, _ = said(capsys, "--gpu", "T4", "--images-dir", missing, "--compare", "fast,lace-t4")
+    assert out.count("250 pictures are assumed") == 1
+    code, _, err = said(capsys, "--images-dir", missing, "--preset", "none")
+    assert code == 1 and "There is no folder" in err
+
+
+def test_comparing_nothing_is_a_mistake(capsys):
+    """C14."""
+    code, _, err = said(capsys, "--compare", ",")
+    assert code == 1 and "--compare names no preset" in err

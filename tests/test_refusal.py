@@ -29,7 +29,7 @@ def test_training_that_cannot_fit_is_refused_and_leaves_no_run_behind(on_a_t4, l
     asked = config.load(images_dir=str(lace_folder), lora_output_dir=str(tmp_path / "out"), **TOO_LARGE)
     with pytest.raises(MachineError, match="Training would not fit: ") as refused:
         train.run(asked, say=lambda line: None)
-    assert "train_batch_size 1" in str(refused.value) and "must_fit false" in str(refused.value)
+    assert "train_batch_size 2" in str(refused.value) and "must_fit false" in str(refused.value)
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 

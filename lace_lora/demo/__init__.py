@@ -9,6 +9,8 @@ from pathlib import Path
 
 # The picture side the model was trained at, in px; it also draws at 64.
 SIDE: int = 96
+# Pictures of lace that are drawn for it to learn.
+PICTURES: int = 120
 
 # The names by which settings and pictures' metadata speak of the two models, wherever the package lies.
 MODEL = "lace-demo"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lace_lora.demo import PICTURES
 from lace_lora.demo.lace import draw_lace, draw_print, lace_spec
 from lace_lora.demo.words import (
     COLOURS,
@@ -158,7 +159,7 @@ def lace(seed: int, side: int) -> tuple[Image.Image, str]:
 UNSEEN_SEED, UNSEEN_COUNT = 9, 60
 
 
-def write_lace_folder(folder: Path, count: int = 120, seed: int = 1, side: int = 192) -> list[tuple[Path, str]]:
+def write_lace_folder(folder: Path, count: int = PICTURES, seed: int = 1, side: int = 192) -> list[tuple[Path, str]]:
     """Write `count` lace pictures as JPEG; the same arguments give the same bytes, and equal files are left alone.
 
     folder   made if missing
