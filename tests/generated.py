@@ -204,6 +204,18 @@ LEVELS = {
     "progress": 13,
     "takeaway": 13,
     "run_choice": 13,
+    "claim_language": 1,
+    "patent_recipe": 2,
+    "patent_xml": 2,
+    "patent_example": 3,
+    "line_drawings": 3,
+    "claims": 3,
+    "claim_links": 4,
+    "claim_prompts": 5,
+    "claim_splits": 5,
+    "claim_dataset": 6,
+    "claim_folder": 7,
+    "claims_command": 13,
     "main": 17,
 }
 
