@@ -53,6 +53,7 @@ CONFIG, SETTINGS = "dataset_config.json", "patent.yaml"
 FAULTS, CLAIMS, PROMPTS = "faults.csv", "claims.jsonl", "prompts.csv"
 DRAWINGS, DATASET, WRITTEN = "drawings", "dataset", "files.json"
 VERSION = 1
+MEASURED = 8  # prompts by which a run is measured, at most
 DRAWN = ("held-out", "all", *SPLITS)  # of which claims prompts are written
 Say = Callable[[str], None]
 
@@ -159,7 +160,7 @@ def make(
         built = claim_dataset.build(rows, tokenizers)
         claim_dataset.save(built, folder / DATASET)
         config |= {"dataset": claim_dataset.digest(built), "is_tokenised": tokenizers is not None}
-    _write_settings(folder, wishes.recipe, names)
+    _write_settings(folder, wishes.recipe, names, drawn)
     checkpoint.write_json(folder / CONFIG, config)
     return Made(folder, prompts, splits, linked.faults, linked.count, names, wrong, config)
 
@@ -337,7 +338,8 @@ def _config(
     }
 
 
-def _write_settings(folder: Path, recipe: Recipe, names: Mapping[Key, str]) -> None:
+def _write_settings(folder: Path, recipe: Recipe, names: Mapping[Key, str], drawn: Sequence[Prompt]) -> None:
+    shown = {one.subset.casefold(): one.as_query for one in reversed(drawn)}  # the first of each subset
     settings: dict[str, Any] = {
         "images_dir": str(folder / DRAWINGS / SPLITS[0]),
         "prompts_file": str(folder / PROMPTS),
@@ -346,6 +348,7 @@ def _write_settings(folder: Path, recipe: Recipe, names: Mapping[Key, str]) -> N
         "class_prompt": recipe.class_prompt,
         "negative_prompt": recipe.negative_prompt,
         "image_types": sorted({Path(name).suffix for name in names.values()}) or [".png"],
+        "prompts": list(shown.values())[: -MEASURED - 1 : -1],  # by which the style is measured
         "random_flip": False,  # numerals read one way only
         "run_name": "patent",
     }

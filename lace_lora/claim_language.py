@@ -135,10 +135,10 @@ def features_of(text: str, transitions: Sequence[str], longest: int) -> tuple[st
     head, body = body_of(text, transitions)
     body = re.sub(r"^(?:the\s+)?steps?(?:\s+of)?\s*:?\s*", "", body)
     elements = re.split(r"\s*;\s*(?:and\s+|or\s+)?|\s*,\s*(?:and\s+)?(?=wherein\b|whereby\b)", body) if body else []
-    found = [_short(_clean(one), longest) for one in elements]
+    found = [shortened(_clean(one), longest) for one in elements]
     if not any(found):
         rest = _REFERS.sub("", head)
-        found = [_short(_clean(rest), longest)] if rest != head else []
+        found = [shortened(_clean(rest), longest)] if rest != head else []
     return tuple(dict.fromkeys(one for one in found if one))
 
 
@@ -156,6 +156,16 @@ def subject_of(text: str, transitions: Sequence[str]) -> str:
     while words and words[-1] in _TRAILING:
         words.pop()
     return " ".join(words[:7]) if any(sign.isalpha() for sign in noun) else ""
+
+
+def shortened(text: str, longest: int) -> str:
+    """At most so many words, without a word at the end that leads nowhere."""
+    words = text.split()
+    if len(words) > longest:
+        words = words[:longest]
+        while len(words) > 1 and words[-1].strip(",;").casefold() in _TRAILING:
+            words.pop()
+    return " ".join(words).strip(" ,;:.")
 
 
 # -- inside --
@@ -184,16 +194,6 @@ def _clean(element: str) -> str:
     text = _LEADING.sub("", text)
     text = _AS_SHOWN.sub("", text)
     return " ".join(text.split()).strip(" ,;:.")
-
-
-def _short(text: str, longest: int) -> str:
-    """At most so many words, without a word at the end that leads nowhere."""
-    words = text.split()
-    if len(words) > longest:
-        words = words[:longest]
-        while len(words) > 1 and words[-1].strip(",;").casefold() in _TRAILING:
-            words.pop()
-    return " ".join(words).strip(" ,;:.")
 
 
 @cache

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lace_lora.alternatives import literal
+from lace_lora.claim_language import shortened
 from lace_lora.claim_links import Claim
 from lace_lora.claims import Key
 from lace_lora.patent_recipe import Recipe
@@ -86,21 +87,21 @@ def negative_of(claim: Claim, recipe: Recipe) -> str:
 
 def _prompt(claim: Claim, by_key: Mapping[Key, Claim], recipe: Recipe, count: Count) -> Prompt:
     main, details = features_of(claim, by_key)
-    words = main.split()
+    long = len(main.split())
 
     def filled(most_words: int, most_details: int) -> str:
-        return _filled(claim, recipe, " ".join(words[:most_words]), details[:most_details])
+        return _filled(claim, recipe, shortened(main, most_words), details[:most_details])
 
     def fits(most_words: int, most_details: int) -> bool:
         return count(filled(most_words, most_details)) <= recipe.budget
 
-    kept = _largest(lambda number: fits(len(words), number), len(details))
-    shown = len(words) if kept or fits(len(words), 0) else max(1, _largest(lambda number: fits(number, 0), len(words)))
-    text = filled(shown, kept)
-    lost = ", ".join(part for part in (" ".join(words[shown:]), *details[kept:]) if part)
+    kept = _largest(lambda number: fits(long, number), len(details))
+    shown = shortened(main, long if kept else max(1, _largest(lambda number: fits(number, 0), long)))
+    text = filled(len(shown.split()), kept)
+    lost = ", ".join(part for part in (main.removeprefix(shown).strip(" ,;:"), *details[kept:]) if part)
     return Prompt(
         claim, text, negative_of(claim, recipe), claim.category[:LONGEST_SUBSET].strip(),
-        " ".join(words[:shown]), details[:kept], count(text), lost,
+        shown, details[:kept], count(text), lost,
     )  # fmt: skip
 
 
