@@ -22,6 +22,7 @@ from lace_lora.demo import mechanism
 
 ROWS, OF_A_PATENT = 10_000, 8
 EVERY = 20  # row is broken
+DRAWN, LOST = 120, "drawings/lost.png"  # patents that have a drawing, and the name of one that is not there
 # The ways in which a row is broken, each by the kind of fault that must be told of it.
 WAYS = (
     "claim_id missing", "duplicate", "claim_text empty", "language", "no claim", "parent missing", "circle",
@@ -54,8 +55,10 @@ def generated(count: int = ROWS, seed: int = 0) -> tuple[list[Row], dict[int, st
 
 def written(rows: Sequence[Row], folder: Path) -> Path:
     """The rows as claims.csv in a folder, with the drawings that they refer to."""
-    for number, kind in enumerate(mechanism.KINDS):
-        mechanism.write(mechanism.Part(kind), folder / f"drawings/{number}.png", side=192)
+    for number in sorted({row["reference_path"] for row in rows if row["reference_path"] not in ("", LOST)}):
+        place = int(Path(number).stem)
+        kind = mechanism.KINDS[place % len(mechanism.KINDS)]
+        mechanism.write(mechanism.Part(kind, 3 + place // len(mechanism.KINDS)), folder / number, side=192)
     path = folder / "claims.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, claims.COLUMNS)
@@ -87,7 +90,7 @@ def _row(number: int, chance: random.Random) -> Row:
     return {
         "claim_id": str(own), "claim_text": text, "dependent_on": "" if own == tree else str(own - 1),
         "category": f"{part} device" if own == tree else "", "figure_ids": f"{figure}, {figure + 1}A",
-        "reference_path": f"drawings/{chance.randrange(10)}.png" if chance.random() < 0.3 else "",
+        "reference_path": f"drawings/{patent}.png" if patent < DRAWN and claim % 3 == 0 else "",
         "patent_id": f"US{patent:07d}", "title": "", "cpc": "F16H 55/17" if own == tree else "",
     }  # fmt: skip
 
@@ -110,7 +113,7 @@ def _break(rows: list[Row], place: int, way: str) -> None:
         "parents differ": lambda: {"dependent_on": "3"},
         "figure_ids": lambda: {"figure_ids": "the third"},
         "figure missing": lambda: {"figure_ids": "44"},
-        "reference_path": lambda: {"reference_path": "drawings/lost.png"},
+        "reference_path": lambda: {"reference_path": LOST},
         "cpc": lambda: {"cpc": "mechanics"},
     }
     row.update(changes[way]())

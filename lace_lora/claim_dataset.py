@@ -81,7 +81,8 @@ def save(dataset: Any, folder: Path) -> None:
     """Write it so that datasets.load_from_disk reads it: the earlier one stays until the new one is whole."""
     package = _package()
     package.disable_progress_bars()
-    checkpoint.save_folder(folder, lambda partial: dataset.save_to_disk(str(partial)))
+    one = dict.fromkeys(SPLITS, 1)  # an empty split would else have no file, and load_from_disk would fail on it
+    checkpoint.save_folder(folder, lambda partial: dataset.save_to_disk(str(partial), num_shards=one))
 
 
 def missing_package() -> str:

@@ -33,7 +33,7 @@ _REFERS = re.compile(
     r"(?:any\s+(?:one\s+)?of\s+)?(?:the\s+)?(?:preceding\s+)?claims?\b[\s\d,;–-]*(?:(?:and|or|to)\s*\d+)*,?\s*", re.I
 )  # fmt: skip
 _AS_SHOWN = re.compile(
-    r"\s*,?\s*(?:\bas\s+)?(?:(?:is|are|can be|may be)\s+)?(?:(?:shown|seen|depicted|illustrated)\s+in\s+)?"
+    r"\s*,?\s*(?:\bas\s+)?(?:(?:is|are|can be|may be)\s+)?(?:(?:shown|seen|depicted|illustrated)\s+in\s+|see\s+)?"
     r"\(?\bfig(?:ure)?s?\b\.?\s*\d[\w\s,()-]*$",
     re.I,
 )

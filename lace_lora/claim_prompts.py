@@ -123,6 +123,6 @@ def _filled(claim: Claim, recipe: Recipe, main: str, details: Sequence[str]) -> 
         patent_id=claim.patent_id, figures=", ".join(claim.figures), title=claim.title,
     )  # fmt: skip
     text = re.sub(r"\s+([,;.])", r"\1", " ".join(text.split()))
-    text = re.sub(r"([,;])(?:[,;\s]*)(?=[,;.]|$)", "", text)
+    text = re.sub(r"([,;])(?:[,;\s]*)(?=[,;.]|$)|^[\s,;]+", "", text)
     has_token = re.search(rf"(?<!\w){re.escape(recipe.concept_token)}(?!\w)", text, re.I)
     return text if has_token else f"{recipe.concept_token} {text}"

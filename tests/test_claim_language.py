@@ -21,7 +21,9 @@ from lace_lora.claim_language import (
 from lace_lora.errors import MachineError
 
 RECIPE = patent_recipe.read()
-DEVICE = "1. A star wheel, comprising: (a) a hub; (b) a rim that holds the hub; and nine teeth, wherein a tooth is bent."
+DEVICE = (
+    "1. A star wheel, comprising: (a) a hub; (b) a rim that holds the hub; and nine teeth, wherein a tooth is bent."
+)
 
 
 def test_a_claim_tells_its_figures_its_parent_and_its_class():
@@ -62,7 +64,9 @@ def test_classes_are_spelled_one_way_whichever_office_wrote_them():
 
 def test_names_of_figures_are_one_name_each():
     """P6: as a column writes them."""
-    assert [figure_id(one) for one in ("3", "Fig. 3a", " 3 (A)", "three", "3 and 4", "")] == ["3", "3A", "3A"] + [None] * 3
+    assert [figure_id(one) for one in ("3", "Fig. 3a", " 3 (A)", "three", "3 and 4", "")] == ["3", "3A", "3A"] + [
+        None
+    ] * 3
 
 
 def test_words_are_normalised_by_the_table_and_keep_their_capital():
@@ -80,7 +84,9 @@ def test_what_ships_normalises_the_words_that_were_asked_for():
 
 def test_a_claim_is_told_by_its_words():
     """P10: comprising, wherein, and what design claims have."""
-    assert is_claim(DEVICE, RECIPE.claim_words) and is_claim("The hub of claim 1, wherein it turns.", RECIPE.claim_words)
+    assert is_claim(DEVICE, RECIPE.claim_words) and is_claim(
+        "The hub of claim 1, wherein it turns.", RECIPE.claim_words
+    )
     assert is_claim("The ornamental design for a knob, as shown and described.", RECIPE.claim_words)
     assert not is_claim("A very nice knob that I like.", RECIPE.claim_words)
 
@@ -118,7 +124,9 @@ def test_features_are_the_elements_of_a_claim_without_their_numbers():
     assert features_of(DEVICE, RECIPE.transitions, 24) == (
         "a hub", "a rim that holds the hub", "nine teeth", "a tooth is bent",
     )  # fmt: skip
-    assert features_of("The wheel of claim 1, further comprising: a pin (FIG. 2).", RECIPE.transitions, 24) == ("a pin",)
+    assert features_of("The wheel of claim 1, further comprising: a pin (FIG. 2).", RECIPE.transitions, 24) == (
+        "a pin",
+    )
     assert features_of(DEVICE, RECIPE.transitions, 3)[1] == "a rim"
 
 

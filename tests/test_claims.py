@@ -165,7 +165,7 @@ def test_a_table_and_json_lines_give_the_same_claims(tmp_path):
     texts = [[(claim.key, claim.text, claim.parents, claim.figures, claim.cpc, claim.reference, claim.root)
               for claim in one.claims] for one in tables]  # fmt: skip
     assert texts[0] == texts[1] == texts[2] and texts[0][0][3] == ("1", "2A")
-    pandas = "claim_id,claim_text,dependent_on\n1.0,\"A hub, comprising a pin\",\n2.0,\"The hub, wherein\",1.0\n"
+    pandas = 'claim_id,claim_text,dependent_on\n1.0,"A hub, comprising a pin",\n2.0,"The hub, wherein",1.0\n'
     (tmp_path / "claims.csv").write_text(pandas, encoding="utf-8")
     assert [claim.parents for claim in linked(tmp_path / "claims.csv").claims] == [(), (("", "1"),)]
 
