@@ -1,4 +1,4 @@
-"""A folder made of claims: prompts, splits, drawings, dataset, and that it can be made again (P1–P5, P7–P12, P20, P22)."""
+"""A folder made of claims: prompts, splits, drawings, dataset, made again the same (P1–P5, P7–P12, P20, P22)."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_three_claims_give_three_prompts_with_category_and_main_feature(tmp_path
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{main_feature} by {inventor}", "no field 'inventor'; the fields are category, main_feature, details, claim_id"),
+        ("{main_feature} by {inventor}", "no field 'inventor'; the fields are category, main_feature, details"),
         ("{main_feature", "cannot be read"), ("a {category}", "does not say {main_feature}"),
         ("{main_feature:>10}", "formats a field"), ("{} {main_feature}", "no field ''"),
     ],
