@@ -39,7 +39,7 @@ _AS_SHOWN = re.compile(
 )
 _LEADING = re.compile(r"^(?:and|wherein|whereby|in which|comprising|further comprising|the step of)\s+", re.I)
 _ENDS_NOUN = re.compile(
-    r"\s*(?:,|;|:|\b(?:for|of|to|that|which|in|on|with|having|configured|used|capable|by|from|according|as|wherein)\b)",
+    r"\s*(?:,|;|:|\b(?:for|of|to|that|which|in|on|with|having|configured|used|capable|by|from|over|using|via|according|as|wherein)\b)",
     re.I,
 )
 _OF_DOING = ("method", "process", "use", "computer-implemented method")  # nouns that say nothing without what follows

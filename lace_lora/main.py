@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, batch_command, claims_command, config_text, options, plan_command, selftest_command
+from lace_lora import (
+    __version__,
+    batch_command,
+    claims_command,
+    config_text,
+    frames_command,
+    options,
+    plan_command,
+    selftest_command,
+)
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
@@ -319,6 +328,7 @@ def runs(config: Config, names: list[str], watch: bool, clean: bool, yes: bool) 
 
 app.command()(batch_command.notebooks)
 app.command()(claims_command.claims)
+app.command()(frames_command.frames)
 
 
 @app.command()

@@ -216,6 +216,8 @@ LEVELS = {
     "claim_dataset": 6,
     "claim_folder": 7,
     "claims_command": 13,
+    "frames": 3,
+    "frames_command": 13,
     "main": 17,
 }
 
