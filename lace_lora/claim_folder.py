@@ -124,7 +124,7 @@ def make(
         raise SettingsError(f"Prompts can be written of: {', '.join(DRAWN)}; not of {wishes.drawn!r}.")
     if dataset and (problem := claim_dataset.missing_package()):
         raise MachineError(problem)
-    folder = Path(output).expanduser().absolute()
+    folder = Path(output).expanduser()
 
     # What the rows say.
     linked = claim_links.linked(claims.read(files, wishes.recipe), wishes.recipe)
@@ -341,8 +341,8 @@ def _config(
 def _write_settings(folder: Path, recipe: Recipe, names: Mapping[Key, str], drawn: Sequence[Prompt]) -> None:
     shown = {one.subset.casefold(): one.as_query for one in reversed(drawn)}  # the first of each subset
     settings: dict[str, Any] = {
-        "images_dir": str(folder / DRAWINGS / SPLITS[0]),
-        "prompts_file": str(folder / PROMPTS),
+        "images_dir": str((folder / DRAWINGS / SPLITS[0]).absolute()),
+        "prompts_file": str((folder / PROMPTS).absolute()),
         "concept_token": recipe.concept_token,
         "instance_prompt": recipe.instance_prompt,
         "class_prompt": recipe.class_prompt,

@@ -218,6 +218,7 @@ LEVELS = {
     "claims_command": 13,
     "frames": 3,
     "frames_command": 13,
+    "claims_exploring": 14,
     "main": 17,
 }
 
