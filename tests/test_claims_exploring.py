@@ -1,4 +1,4 @@
-"""Claims in a notebook: charts and lines with known answers, and the two notebooks without a front-end (P20, P22, P30)."""
+"""Claims in a notebook: charts and lines with known answers, and two notebooks run headless (P20, P22, P30)."""
 
 import ast
 import json
