@@ -18,7 +18,9 @@ from lace_lora import (
     __version__,
     batch_command,
     cancel_command,
+    claims_command,
     config_text,
+    frames_command,
     options,
     plan_command,
     runs_command,
@@ -308,6 +310,8 @@ runs_command.add_to(verb, lambda config: _open(config))
 share_command.add_to(verb, lambda config: _open(config), lambda line: _say(line))
 verb("serve", {}, serve_command.SERVE)(serve_command.serve)
 verb("space", {}, serve_command.SPACE)(serve_command.space)
+app.command()(claims_command.claims)
+app.command()(frames_command.frames)
 
 
 @app.command()

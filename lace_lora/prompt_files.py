@@ -122,6 +122,26 @@ def text_fault(text: str) -> str:
     return "holds half a character (broken Unicode)" if has_broken_unicode(text) else ""
 
 
+def reference_of(folder: Path, written: str, beside: str = "the prompts file") -> tuple[str | None, str]:
+    """The picture that a row names, from the root of the disk on, and what is wrong with it; nothing for neither.
+
+    folder  in which it is looked for, where the name is relative; spelled as on this system or as on Windows
+    beside  what lies in that folder, for the sentence
+    """
+    text = unicodedata.normalize("NFC", written.strip())
+    if not text:
+        return None, ""
+    home = str(Path.home()) + text[1:] if text.startswith(("~/", "~\\")) else text
+    found = on_disk(folder, home) or on_disk(folder, home.replace("\\", "/"))
+    if found is None:
+        near = "" if Path(home).is_absolute() else f"; it is looked for beside {beside}, in {printable(folder)}"
+        return None, f"reference_path {printable(text)!r} is not there{near}"
+    facts = found.stat()
+    if fault := _picture_fault(found, facts.st_size, facts.st_mtime_ns):
+        return None, f"reference_path {printable(text)!r} is no picture that can be read: {fault}"
+    return str(found), ""
+
+
 # -- rows --
 
 
@@ -155,7 +175,7 @@ def _checked(value: Any, folder: Path) -> tuple[Asked | None, list[str]]:
     subset = one_line(texts["subset"][0] or "") or None
     if subset and (fault := _subset_fault(subset)):
         faults.append(f"subset {fault}")
-    reference, fault = _reference(folder, texts["reference_path"][0] or "")
+    reference, fault = reference_of(folder, texts["reference_path"][0] or "")
     faults += [fault] if fault else []
     if faults or prompt is None:
         return None, faults
@@ -168,22 +188,6 @@ def _subset_fault(subset: str) -> str:
     if len(subset) > LONGEST_SUBSET:
         return f"has {len(subset):,} characters; {LONGEST_SUBSET} are the most, since it is a heading"
     return text_fault(subset)
-
-
-def _reference(folder: Path, written: str) -> tuple[str | None, str]:
-    """The picture that a row names, and what is wrong with it; spelled as on this system or as on Windows."""
-    text = unicodedata.normalize("NFC", written.strip())
-    if not text:
-        return None, ""
-    home = str(Path.home()) + text[1:] if text.startswith(("~/", "~\\")) else text
-    found = on_disk(folder, home) or on_disk(folder, home.replace("\\", "/"))
-    if found is None:
-        near = "" if Path(home).is_absolute() else f"; it is looked for beside the prompts file, in {printable(folder)}"
-        return None, f"reference_path {printable(text)!r} is not there{near}"
-    facts = found.stat()
-    if fault := _picture_fault(found, facts.st_size, facts.st_mtime_ns):
-        return None, f"reference_path {printable(text)!r} is no picture that can be read: {fault}"
-    return str(found), ""
 
 
 @lru_cache(maxsize=4096)
@@ -270,18 +274,7 @@ def _from_table(text: str) -> list[Row]:
 
 
 def _from_json_lines(text: str) -> list[Row]:
-    rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        place = f"line {number}"
-        if not line.strip():
-            continue
-        try:
-            rows.append(Row(place, json.loads(line, object_pairs_hook=Cells)))
-        except (ValueError, RecursionError) as error:
-            why = error.msg if isinstance(error, json.JSONDecodeError) else "a number or brackets without end"
-            advice = 'write "a prompt" or {"prompt": "…", "count": 2}'
-            rows.append(Row(place, None, f"is not JSON ({why}); {advice}"))
-    return rows
+    return tables.json_rows(text, 'write "a prompt" or {"prompt": "…", "count": 2}')
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,6 +8,7 @@ import codecs
 import csv
 import difflib
 import io
+import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -86,6 +87,21 @@ def rows_of(text: str, columns: Sequence[str], needed: str) -> list[Row]:
             named = zip(header, cells, strict=False)
             known = {name: cell if cell.strip() else None for name, cell in named if name in columns}
             rows.append(Row(place, Cells(known.items())))
+    return rows
+
+
+def json_rows(text: str, advice: str) -> list[Row]:
+    """Rows of JSON lines by their numbers, an object's as Cells; advice: what to write in one that is not JSON."""
+    rows: list[Row] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        place = f"line {number}"
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row(place, json.loads(line, object_pairs_hook=Cells)))
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else "a number or brackets without end"
+            rows.append(Row(place, None, f"is not JSON ({why}); {advice}"))
     return rows
 
 
