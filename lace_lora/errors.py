@@ -7,6 +7,7 @@ LaceError
 ├── AdapterError      a LoRA file is missing, damaged or made for another model
 ├── RunError          a run folder cannot be written, or belongs to other settings
 ├── MachineError      memory, disk or Drive gave out
+├── TextError         a pair of texts, a document or a grammar of a text adapter cannot be used
 └── NotebookError     a notebook or a combination of a batch failed, or was asked for a parameter it does not have
 
 Doors (command line, notebooks) print `str(error)` and fail; nothing below a door prints an error and goes on.
@@ -39,6 +40,10 @@ class RunError(LaceError):
 
 class MachineError(LaceError):
     """Memory, disk or Drive gave out."""
+
+
+class TextError(LaceError):
+    """A pair of texts, a document or a grammar of a text adapter cannot be used."""
 
 
 class NotebookError(LaceError):

@@ -96,4 +96,3 @@ def runs_with_a_lora(folder: Path) -> list[str]:
     except OSError:  # no such folder, or a Drive that does not answer: looking for the LoRA says so
         return []
     return sorted(made, key=lambda name: (-made[name], name))
-
