@@ -8,6 +8,7 @@ import io
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -105,7 +106,9 @@ def _parsed(text: str) -> list[Any]:
         raise MachineError(
             "Reading DOT needs the package pydot, which is not installed. Type: pip install 'lace-lora[text]'"
         ) from error
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls its parser by names that this has given up
         try:
             found = pydot.graph_from_dot_data(text)
         except Exception as error:  # its parser raises what it likes on what is no DOT
