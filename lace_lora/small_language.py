@@ -15,6 +15,9 @@ with quiet():
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY, WIDTH, LAYERS, HEADS, LONGEST = 640, 96, 2, 4, 4096
+# Of the weights drawn by chance. With the 0.02 that large models begin with, a LoRA on this small one learns next to
+# nothing (loss on held-out CAD pairs after 72 steps 4.85); with these it falls from 8.4 to 0.3.
+SPREAD, WORDS = 0.08, 0.2
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END, PAD, START = "<|end|>", "<|pad|>", "<s>"
 # The chat format of Phi-3: a role's mark, the text, its end.
@@ -31,12 +34,14 @@ def made(recipe: Recipe, seed: int = 0) -> tuple[Any, Any]:
         vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=LONGEST,
         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-        tie_word_embeddings=True,
+        tie_word_embeddings=True, initializer_range=SPREAD,
     )  # fmt: skip
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(WORDS / SPREAD)
     finally:
         torch.random.set_rng_state(state)
     return model.eval(), words
