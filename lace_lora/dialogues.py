@@ -7,10 +7,11 @@ is learnt as the same. Pairs about one document are held out together.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lace_lora import checkpoint
 from lace_lora.counting import counted
 from lace_lora.errors import TextError
 from lace_lora.recipe import Direction, Recipe
@@ -99,6 +100,26 @@ def read(path: Path, recipe: Recipe, validator: Validator) -> Pairs:
         )
     learnt, held_out = apart(found, recipe.validation_fraction, recipe.seed)
     return Pairs(tuple(learnt), tuple(held_out), tuple(problems))
+
+
+def write(path: Path, pairs: Pairs) -> None:
+    """Keep the pairs with a run, each with whether it was held out."""
+    parts = enumerate((pairs.learnt, pairs.held_out))
+    rows = [asdict(pair) | {"held_out": bool(held)} for held, part in parts for pair in part]
+    checkpoint.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_kept(path: Path) -> Pairs:
+    """The pairs that `write` kept. Raises TextError where there are none."""
+    parts: tuple[list[Pair], list[Pair]] = ([], [])
+    try:
+        for row in checkpoint.read_json_lines(path):
+            parts[bool(row.pop("held_out"))].append(Pair(**row))
+    except (KeyError, TypeError) as error:
+        raise TextError(f"{path} is not as it was written ({error}). Train the run again.") from error
+    if not parts[0]:
+        raise TextError(f"{path} holds no pairs. Train first: lace-lora text train")
+    return Pairs(tuple(parts[0]), tuple(parts[1]))
 
 
 def apart(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:

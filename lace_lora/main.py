@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lace_lora import __version__, batch_command, config_text, options, plan_command, selftest_command
+from lace_lora import __version__, batch_command, config_text, options, plan_command, selftest_command, text_command
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
 from lace_lora.config import Config
@@ -318,6 +318,7 @@ def runs(config: Config, names: list[str], watch: bool, clean: bool, yes: bool) 
 
 
 app.command()(batch_command.notebooks)
+app.command()(text_command.text)
 
 
 @app.command()

@@ -194,7 +194,8 @@ def _checked(model: type[R], data: Mapping[str, Any], place: str) -> R:
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"])
             outer = problem["loc"][0] if len(problem["loc"]) > 1 else ""
-            known = {"fields": Fields, "rules": Rules}.get(str(outer), Recipe).model_fields
+            inner: dict[str, type[BaseModel]] = {"fields": Fields, "rules": Rules}
+            known = inner.get(str(outer), Recipe).model_fields
             if problem["type"] == "extra_forbidden":
                 lines.append(f"no value called {where!r}{nearest(str(problem['loc'][-1]), list(known))}")
             elif problem["type"] == "missing":

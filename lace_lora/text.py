@@ -96,6 +96,7 @@ def run(
             say(f"{folder.name} is finished: {record.facts['step']} steps are made.")
             return load(folder)
         place.keep_recipe(recipe)
+        dialogues.write(place.pairs, pairs)
         with _told(record), stopping.on_request(say, STOPPING) as stop:
             return _trained(place, recipe, pairs, direction, plan.steps, record, trainers, stop, say)
 
@@ -182,8 +183,9 @@ def _trainer(
             warmup_steps=round(recipe.lr_warmup_ratio * total), seed=recipe.seed, data_seed=recipe.seed,
             optim="paged_adamw_8bit" if has_gpu and recipe.optimizer == "paged_adamw8bit" else "adamw_torch",
             bf16=precision == "bf16", fp16=precision == "fp16", use_cpu=not has_gpu, dataloader_pin_memory=has_gpu,
-            eval_strategy=looks, eval_steps=recipe.validate_every, save_strategy="steps", save_steps=recipe.validate_every,
-            logging_steps=1, report_to="none", disable_tqdm=True, **{saves_memory: has_gpu},
+            eval_strategy=looks, eval_steps=recipe.validate_every, save_strategy="steps",
+            save_steps=recipe.validate_every, logging_steps=1, report_to="none", disable_tqdm=True,
+            **{saves_memory: has_gpu},
         )  # fmt: skip
     lora = LoraConfig(
         r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.lora_dropout, target_modules=list(targets),

@@ -25,7 +25,7 @@ with quiet():
 LINES_A_RUN = 12
 
 
-class Course(TrainerCallback):  # type: ignore[misc]
+class Course(TrainerCallback):
     """What happens between the steps. The names of its methods are those that transformers calls."""
 
     def __init__(self, folder: TextFolder, record: Journal, recipe: Recipe, total: int, stop: Stop, say: Any) -> None:

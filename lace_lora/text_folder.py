@@ -1,7 +1,7 @@
 """The name of every file of a text adapter's run; what means the same as in a run of pictures has its name there.
 
 <lora_output_dir>/<run_name>/
-    recipe.yaml  schema.json  grammar.ebnf  run.json  log.jsonl
+    recipe.yaml  schema.json  grammar.ebnf  pairs.jsonl  run.json  log.jsonl
     checkpoints/step-000020/  best.json
     adapter/adapter_model.safetensors  adapter/adapter_config.json  adapter/adapter.json
     evaluation/scores.json  evaluation/answers.jsonl
@@ -33,6 +33,11 @@ class TextFolder:
         return self.root / recipe.FILE
 
     @property
+    def pairs(self) -> Path:
+        """The pairs that it learnt from and those that were held out, in canonical form."""
+        return self.root / "pairs.jsonl"
+
+    @property
     def adapter_weights(self) -> Path:
         """The adapter as peft reads it, beside adapter_config.json."""
         return self.run.adapter / "adapter_model.safetensors"
@@ -55,8 +60,10 @@ class TextFolder:
     def keep_recipe(self, found: Recipe) -> None:
         """Write the recipe and what lies beside it, so that the folder stands by itself."""
         checkpoint.write_text(self.recipe, recipe.to_yaml(found))
-        for name in (recipe.SCHEMA, recipe.GRAMMAR):
-            if (found.where / name).is_file():
+        beside = [recipe.SCHEMA, recipe.GRAMMAR]
+        beside += [recipe.EXAMPLES] if found.base_model == recipe.DEMO else []  # its words are learnt from them
+        for name in beside:
+            if (found.where / name).is_file() and found.where != self.root:
                 checkpoint.write_bytes(self.root / name, (found.where / name).read_bytes())
 
     def read_recipe(self) -> Recipe:
