@@ -202,12 +202,11 @@ def _pair(line: str, number: int, recipe: Recipe, validator: Validator) -> Pair 
         return f"line {number} has no {' and no '.join(missing)}"
     raw = row[names.output]
     raw = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
-    checked = validator.check(raw)
-    if checked.document is None:
-        return f"line {number}: {checked.issues[0]}"
-    document = validator.written(checked.document)
-    issues = validator.check(document).issues
-    if issues:
+    try:
+        document = validator.written(validator.reader(raw))
+    except ValueError as error:
+        return f"line {number} has no document that can be read: {error}"
+    if issues := validator.check(document).issues:
         return f"line {number}: {issues[0]}"
     words = {name: str(row.get(field, "")) if field else "" for name, field in names.model_dump().items()}
     text = str(row[names.input]).strip()

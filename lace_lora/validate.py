@@ -7,6 +7,7 @@ Nothing here loads torch or a model.
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from lace_lora import cad, graphs
@@ -241,12 +242,21 @@ def _schema_validator(recipe: Recipe) -> Any:
             "Checking CAD documents needs the package jsonschema, which is not installed. "
             "Type: pip install 'lace-lora[text]'"
         ) from error
-    kind = jsonschema.validators.validator_for(recipe.schema_, default=jsonschema.Draft202012Validator)
     try:
-        kind.check_schema(recipe.schema_)
+        return _compiled(json.dumps(recipe.schema_))
     except jsonschema.SchemaError as error:
         raise SettingsError(f"{recipe.where / 'schema.json'} is no JSON schema: {error.message}.") from error
-    return kind(recipe.schema_)
+
+
+@lru_cache(maxsize=8)
+def _compiled(schema: str) -> Any:
+    """Looking a schema over takes longer than checking a document by it."""
+    import jsonschema
+
+    read = json.loads(schema)
+    kind = jsonschema.validators.validator_for(read, default=jsonschema.Draft202012Validator)
+    kind.check_schema(read)
+    return kind(read)
 
 
 def _told(error: Any) -> Iterator[Issue]:
