@@ -203,14 +203,14 @@ def _pair(line: str, number: int, recipe: Recipe, validator: Validator) -> Pair 
     raw = row[names.output]
     raw = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
     try:
-        document = validator.written(validator.reader(raw))
+        checked = validator.put_right(validator.reader(raw))
     except ValueError as error:
         return f"line {number} has no document that can be read: {error}"
-    if issues := validator.check(document).issues:
-        return f"line {number}: {issues[0]}"
+    if not checked.is_valid:
+        return f"line {number}: {checked.issues[0]}"
     words = {name: str(row.get(field, "")) if field else "" for name, field in names.model_dump().items()}
     text = str(row[names.input]).strip()
-    return Pair(text, document, words["kind"], words["graph_type"], words["group"] or document, number)
+    return Pair(text, checked.text, words["kind"], words["graph_type"], words["group"] or checked.text, number)
 
 
 def _draw(group: str, seed: int) -> str:

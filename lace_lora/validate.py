@@ -88,6 +88,12 @@ class Validator:
             return document
         return cad.canonical(document, rules.order, rules.parts_in, rules.kind_of_part, rules.decimals)
 
+    def put_right(self, document: Any) -> Checked:
+        """A document that was read, in the one form in which it is handed out, and what is still wrong with it then."""
+        text = self.written(document)
+        again = replace(document, text=text) if isinstance(document, Graph) else self.reader(text)
+        return Checked(text, again, self.issues_of(again))
+
     def written(self, document: Any) -> str:
         """A document as text, in the one form that is learnt and compared."""
         if document is None:

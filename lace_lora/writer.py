@@ -73,13 +73,11 @@ class Writer:
         if self.validator is None:
             return Written(asked, raw.strip(), raw, None, (), attempt)
         first = self.validator.check(raw)
-        document = self.validator.finished(first.document)
-        if document is None:
+        if first.document is None:
             return Written(asked, raw, raw, None, first.issues, attempt)
         # What is put right by itself (order, decimals) is no reason to ask again.
-        text = self.validator.written(document)
-        again = self.validator.check(text)
-        return Written(asked, text, raw, again.document, again.issues, attempt)
+        right = self.validator.put_right(first.document)
+        return Written(asked, right.text, raw, right.document, right.issues, attempt)
 
 
 def writer(

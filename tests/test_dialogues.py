@@ -103,7 +103,8 @@ def test_rows_that_cannot_be_used_are_named_and_left_out(tmp_path):
     found = dialogues.read(file_of(tmp_path, [*rows, *bad]), CAD, CHECKS)
     assert len(found.learnt) + len(found.held_out) == 5
     assert [problem.partition(":")[0] for problem in found.problems] == [
-        "line 6 is no JSON", "line 7 is no object with names and values", "line 8 has no json_desc", "line 9", "line 10",
+        "line 6 is no JSON", "line 7 is no object with names and values", "line 8 has no json_desc",
+        "line 9 has no document that can be read", "line 10",
     ]  # fmt: skip
     assert "units are 'mm'" in found.problems[4] and "! line 6" in str(found)
 

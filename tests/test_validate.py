@@ -1,4 +1,4 @@
-"""One broken document per rule gives exactly that code and path; rules and operations of one's own (J7, J10, J15, D6)."""
+"""One broken document per rule gives exactly that code and path; rules of one's own (J7, J10, J11, J15, D6)."""
 
 import json
 import shutil
