@@ -84,13 +84,12 @@ def read(path: Path, recipe: Recipe, validator: Validator) -> Pairs:
     found: list[Pair] = []
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
+        if line.strip() and len(found) < (recipe.max_samples or len(lines)):
             pair = _pair(line, number, recipe, validator)
             if isinstance(pair, str):
                 problems.append(pair)
             elif not recipe.kinds or pair.kind in recipe.kinds:
                 found.append(pair)
-    found = found[: recipe.max_samples]
     if len(found) < FEWEST:
         first = f" The first problem: {problems[0]}" if problems else ""
         wanted = f"{recipe.fields.input} and {recipe.fields.output}"

@@ -76,9 +76,7 @@ def stops_of(model: Any, tokenizer: Any) -> list[int]:
     found.append(tokenizer.eos_token_id)
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "@@"}]
     _, _, after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("@@")
-    special = {
-        text: number for text, number in tokenizer.get_vocab().items() if number in set(tokenizer.all_special_ids)
-    }
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     found += [number for text, number in special.items() if after.strip().startswith(text)]
     return sorted({number for number in found if number is not None})
 

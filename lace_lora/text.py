@@ -146,10 +146,11 @@ def _trained(
         if start == 0 and pairs.held_out:
             trainer.evaluate()
         record.resume_clock()
-        if start < total:
+        if start < total and not course.has_lost_patience():
             trainer.train(resume_from_checkpoint=None if found is None else str(found))
 
-    # Save: the weights of the best look, or the last ones.
+    # Save: the weights of the best look, or the last ones. run.json is only written now and then.
+    record.facts["step"] = max(start, int(trainer.state.global_step))
     card = _card(recipe, pairs, direction, record, targets, total)
     _save(place, trainer.model, card)
     shutil.rmtree(place.working, ignore_errors=True)
@@ -218,8 +219,10 @@ def _save(place: TextFolder, model: Any, card: dict[str, Any]) -> None:
     """Write the adapter's folder, complete or absent."""
     from peft import set_peft_model_state_dict
 
-    best = place.run.checkpoint(card["best_step"]) if card["best_step"] else None
-    if best is not None and best.is_dir() and card["best_step"] != card["step"]:
+    best = place.run.checkpoint(card["best_step"])
+    if (
+        checkpoint.problem_of(best) is None
+    ):  # what the model has may be later weights, or none of a run that was cut off
         set_peft_model_state_dict(model, load_file(best / place.adapter_weights.name))
 
     def write(partial: Path) -> None:

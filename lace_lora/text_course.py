@@ -67,14 +67,20 @@ class Course(TrainerCallback):
         is_best = step > 0 and (not before or loss < min(before))
         self.record.add_look({"step": step, "val_loss": float(loss), "is_best": is_best})
         self.record.resume_clock()
-        best, patience = self.record.best_step(), self.recipe.early_stopping_patience
         self.say(f"held out    loss {loss:.4f} at step {step}{', the best so far' if is_best else ''}")
-        since = sum(row["step"] > (best or 0) for row in self.record.looks)
-        if patience and step > 0 and since >= patience and step < self.total:
+        if step < self.total and self.has_lost_patience():
             control.should_training_stop = True
-            self.record.facts["stopped_early_at"] = step
-            self.say(f"stopped     early: no progress since step {best}")
         return control
+
+    def has_lost_patience(self) -> bool:
+        """Whether there were as many looks without progress as the recipe allows; then it is noted and said."""
+        looks, best, patience = self.record.looks, self.record.best_step(), self.recipe.early_stopping_patience
+        since = sum(row["step"] > (best or 0) for row in looks)
+        if not patience or best is None or since < patience:
+            return False
+        self.record.facts["stopped_early_at"] = looks[-1]["step"]
+        self.say(f"stopped     early: no progress since step {best}")
+        return True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """What the trainer has just written becomes a checkpoint that is whole, and older ones go."""
