@@ -136,7 +136,10 @@ def add(*packages: str, say: Callable[[str], None] = print) -> None:
 def extra(name: str, say: Callable[[str], None] = print) -> None:
     """The same for one of the package's extras, such as text."""
     own = {need.name for need in _wanted(("",))}
-    add(*(need.name for need in _wanted((name,)) if need.name not in own), say=say)
+    wanted = [need for need in _wanted((name,)) if need.name not in own]
+    add(*(need.name for need in wanted), say=say)
+    if all(need.found is not None for need in wanted):
+        say("All that this needs is here already: nothing was installed.")
 
 
 def stale() -> list[str]:

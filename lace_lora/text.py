@@ -88,9 +88,8 @@ def run(
         recipe.prompt_of(direction)
         validator = validation.validator(recipe)
         pairs = dialogues.read(data or recipe.examples, recipe, validator)
-        say(str(pairs))
         plan = text_plan.plan(recipe, len(pairs.learnt), Machine.here())
-        say(str(plan))
+        say(f"{pairs}\n{plan}")
         record = _opened(place, recipe, pairs, direction, plan.steps)
         if record.is_finished and place.is_whole:
             say(f"{folder.name} is finished: {record.facts['step']} steps are made.")

@@ -8,7 +8,7 @@ One command with a verb of its own, because nothing of it takes the settings of 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,11 +16,9 @@ from lace_lora.declarations import nearest
 from lace_lora.errors import RunError, SettingsError, TextError
 
 if TYPE_CHECKING:
-    from lace_lora.recipe import Direction, Recipe
+    from lace_lora.recipe import Recipe
     from lace_lora.text_models import Loaded
-
-OUTPUT = "text_output"
-BACK = "-back"  # in the name of a run of the other direction
+    from lace_lora.text_request import Request
 
 
 def text(
@@ -31,7 +29,7 @@ def text(
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="JSONL file of pairs, else the examples")] = None,
     direction: Annotated[str, typer.Option("--direction", metavar="WAY", help="forward, or back to text")] = "forward",
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="where runs are kept")] = Path(OUTPUT),
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="where runs are kept")] = Path("text_output"),
     run_name: Annotated[str, typer.Option("--run_name", metavar="NAME", help="else the recipe's name")] = "",
     values: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a value of the recipe; may be repeated")
@@ -42,92 +40,36 @@ def text(
     known = list(VERBS)
     if verb not in VERBS:
         raise SettingsError(f"No verb {verb!r}{nearest(verb, known)} There are: {', '.join(known)}.")
-    if direction not in ("forward", "back"):
-        raise SettingsError(f"--direction is {direction!r} but must be forward or back.")
     if verb != "recipes" and not recipe:
         raise SettingsError(f"Name a recipe, such as: lace-lora text {verb} dot (lace-lora text recipes lists them)")
-    way = cast("Direction", direction)
-    asked = Asked(recipe, way, data, output, run_name, changes(values or []), words or [])
-    VERBS[verb](asked)
+    from lace_lora import text_request
+
+    asked = text_request.Request.of(recipe, direction, data, output, run_name, text_request.changes(values or []))
+    VERBS[verb](asked, words or [])
 
 
-class Asked:
-    """What was typed."""
-
-    def __init__(
-        self, recipe: str, direction: "Direction", data: Path | None, output: Path, run_name: str,
-        values: dict[str, Any], words: Sequence[str],
-    ) -> None:  # fmt: skip
-        self.recipe, self.direction, self.data, self.output = recipe, direction, data, output
-        self.run_name, self.values, self.words = run_name, values, words
-
-    @property
-    def folder(self) -> Path:
-        """The run's own folder."""
-        way = BACK if self.direction == "back" else ""
-        return self.output.expanduser() / (self.run_name or f"{Path(self.recipe).name}{way}")
-
-    def settled(self) -> "Recipe":
-        """The recipe that runs here; says, in a frame, when it is the demo."""
-        from lace_lora import banner, machine, text_plan
-        from lace_lora import recipe as recipes
-
-        read = recipes.read(self.recipe, self.values)
-        found, notice = text_plan.settled(read, machine.Machine.here(), self.values)
-        if notice:
-            print(banner.framed(notice), file=sys.stderr)
-        return found
-
-    def kept(self) -> "Recipe":
-        """The recipe of a run that is there, with the values that were typed. Raises RunError where there is none."""
-        from lace_lora.text_folder import TextFolder
-
-        place = TextFolder(self.folder)
-        if not place.recipe.is_file():
-            raise RunError(f"There is no run {self.folder}. Train it: lace-lora text train {self.recipe}")
-        found = place.read_recipe()
-        return found.changed(self.values) if self.values else found
-
-
-def changes(values: Sequence[str]) -> dict[str, Any]:
-    """`name=value` words as names with values. Raises SettingsError for a word without =."""
-    from lace_lora import recipe as recipes
-
-    found = {}
-    for word in values:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise SettingsError(f"--set needs a name and a value, such as: --set rank=8 (it was given {word!r})")
-        found[name.strip()] = recipes.value_of(value)
-    return found
-
-
-def _recipes(asked: Asked) -> None:
+def _recipes(asked: "Request", words: Sequence[str]) -> None:
     from lace_lora import recipe as recipes
 
     for name in recipes.names():
         print(f"{name}: {recipes.read(name).about}")
 
 
-def _plan(asked: Asked) -> None:
-    from lace_lora import dialogues, machine, text_plan, validate
-
-    found = asked.settled()
-    pairs = dialogues.read(asked.data or found.examples, found, validate.validator(found))
-    print(pairs)
-    print(text_plan.plan(found, len(pairs.learnt), machine.Machine.here()))
+def _plan(asked: "Request", words: Sequence[str]) -> None:
+    _settled(asked)
+    print(asked.plan())
 
 
-def _train(asked: Asked) -> None:
+def _train(asked: "Request", words: Sequence[str]) -> None:
     from lace_lora import text as room
 
-    adapter = room.run(asked.settled(), asked.folder, asked.data, direction=asked.direction, say=_say)
+    adapter = room.run(_settled(asked), asked.folder, asked.data, direction=asked.direction, say=_say)
     print(adapter)
     if not adapter.is_complete:
         raise KeyboardInterrupt  # stopped and saved: a script must not take it for finished
 
 
-def _evaluate(asked: Asked) -> None:
+def _evaluate(asked: "Request", words: Sequence[str]) -> None:
     from lace_lora import text_report, text_scores
 
     found = text_scores.run(asked.folder, asked.kept(), say=_say)
@@ -137,30 +79,30 @@ def _evaluate(asked: Asked) -> None:
         raise RunError(f"{len(missed)} of the targets are missed. {'; '.join(missed)}.")
 
 
-def _generate(asked: Asked) -> None:
-    if not asked.words:
+def _generate(asked: "Request", words: Sequence[str]) -> None:
+    if not words:
         raise SettingsError(f'Say what to write: lace-lora text generate {asked.recipe} "a disc of 40 mm, 3 mm thick"')
     loaded = _loaded(asked)
     wrong = 0
-    for one in loaded.writer(asked.direction).write(list(asked.words)):
+    for one in loaded.writer(asked.direction).write(list(words)):
         print(one.text)
         for issue in one.issues:
             print(f"! {issue}", file=sys.stderr)
         wrong += not one.is_valid
     if wrong:
-        raise TextError(f"{wrong} of {len(asked.words)} answers are not valid after {loaded.recipe.attempts} attempts.")
+        raise TextError(f"{wrong} of {len(words)} answers are not valid after {loaded.recipe.attempts} attempts.")
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: "Request", words: Sequence[str]) -> None:
     """Documents in files, each with what is wrong with it."""
     from lace_lora import recipe as recipes
     from lace_lora import validate
 
-    if not asked.words:
+    if not words:
         raise SettingsError(f"Name files to check, such as: lace-lora text check {asked.recipe} part.json")
     validator = validate.validator(recipes.read(asked.recipe, asked.values))
     wrong = 0
-    for name in asked.words:
+    for name in words:
         try:
             checked = validator.check(Path(name).expanduser().read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
@@ -170,20 +112,30 @@ def _check(asked: Asked) -> None:
             print(f"  {issue}")
         wrong += not checked.is_valid
     if wrong:
-        raise TextError(f"{wrong} of {len(asked.words)} documents are not right.")
+        raise TextError(f"{wrong} of {len(words)} documents are not right.")
 
 
-def _loaded(asked: Asked) -> "Loaded":
+def _loaded(asked: "Request") -> "Loaded":
     from lace_lora import text_models
 
     return text_models.load(asked.folder, recipe=asked.kept())
+
+
+def _settled(asked: "Request") -> "Recipe":
+    """The recipe that runs here; says, in a frame, when it is the demo."""
+    from lace_lora import banner
+
+    found, notice = asked.settled()
+    if notice:
+        print(banner.framed(notice), file=sys.stderr)
+    return found
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-VERBS: dict[str, Callable[[Asked], None]] = {
+VERBS: dict[str, Callable[["Request", Sequence[str]], None]] = {
     "recipes": _recipes,
     "plan": _plan,
     "train": _train,

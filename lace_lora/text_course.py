@@ -55,7 +55,7 @@ class Course(TrainerCallback):
         every = max(1, -(-self.total // LINES_A_RUN))
         if step in (1, self.total) or step % every == 0:
             left = seconds_in_words(self.record.seconds_left(step, self.total))
-            pace = f"{self.record.seconds_a_step():.2f} s/step  {left} left"
+            pace = f"{self.record.seconds_a_step():.2f} s each  {left} left"
             self.say(f"step {step:>{len(str(self.total))}}/{self.total}  loss {self.record.recent_loss():.4f}  {pace}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> Any:

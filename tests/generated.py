@@ -221,6 +221,7 @@ LEVELS = {
     "text_models": 8,
     "text_scores": 9,
     "text_report": 5,
+    "text_request": 5,
     "text_command": 13,
     "main": 17,
 }

@@ -36,6 +36,6 @@ def store(path: Path, folder: str) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         notebooks = ROOT / "notebooks"
-        for path in [*sorted(notebooks.glob("[0-9][0-9]_*.ipynb")), *sorted(notebooks.glob("exploration/*.ipynb"))]:
+        for path in [*sorted(notebooks.glob("[0-9][0-9]_*.ipynb")), *sorted(notebooks.glob("*/*.ipynb"))]:
             print(f"{path.name} …")
             store(path, folder)
