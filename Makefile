@@ -65,6 +65,8 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.test: $(VENV)/.base
 	@echo "== Installing the notebooks' and the tests' libraries (once)."
 	$(PIP) -e ".[notebooks,training,test,browser]"
+	@# Without its triton, which is 200 MB for GPUs alone.
+	$(PIP) --no-deps xgrammar apache-tvm-ffi
 	@touch $@
 
 # make test-colab, make test-colab-short: the tests with the versions that Colab has.

@@ -8,6 +8,7 @@ LaceError
 ├── RunError          a run folder cannot be written, or belongs to other settings
 ├── MachineError      memory, disk or Drive gave out
 ├── BackendError      a server on which work is done (ComfyUI, Replicate) is away, refuses or failed
+├── TextError         a pair of texts, a document or a grammar of a text adapter cannot be used
 └── NotebookError     a notebook or a combination of a batch failed, or was asked for a parameter it does not have
 
 Doors (command line, notebooks) print `str(error)` and fail; nothing below a door prints an error and goes on.
@@ -44,6 +45,10 @@ class MachineError(LaceError):
 
 class BackendError(LaceError):
     """A server on which work is done elsewhere cannot be reached, refuses, or failed at it."""
+
+
+class TextError(LaceError):
+    """A pair of texts, a document or a grammar of a text adapter cannot be used."""
 
 
 class NotebookError(LaceError):

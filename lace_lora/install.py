@@ -133,6 +133,15 @@ def add(*packages: str, say: Callable[[str], None] = print) -> None:
             say(f"Installed {len(absent)}; everything else stayed as it is, and nothing has to be restarted.")
 
 
+def extra(name: str, say: Callable[[str], None] = print) -> None:
+    """The same for one of the package's extras, such as text."""
+    own = {need.name for need in _wanted(("",))}
+    wanted = [need for need in _wanted((name,)) if need.name not in own]
+    add(*(need.name for need in wanted), say=say)
+    if all(need.found is not None for need in wanted):
+        say("All that this needs is here already: nothing was installed.")
+
+
 def stale() -> list[str]:
     """What this session has loaded and is another version on the disk by now: "numpy 2.0.2"; most often nothing."""
     found = ["Lace LoRA"] if _on_disk() != _LOADED else []

@@ -27,6 +27,7 @@ from lace_lora import (
     selftest_command,
     serve_command,
     share_command,
+    text_command,
 )
 from lace_lora import config as declared
 from lace_lora.command_words import PROGRAM, rewritten, usage_sentence
@@ -312,6 +313,7 @@ verb("serve", {}, serve_command.SERVE)(serve_command.serve)
 verb("space", {}, serve_command.SPACE)(serve_command.space)
 app.command()(claims_command.claims)
 app.command()(frames_command.frames)
+app.command()(text_command.text)
 
 
 @app.command()
