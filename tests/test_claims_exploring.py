@@ -128,7 +128,7 @@ def test_papermill_runs_the_exploration_on_claims_of_ones_own(tmp_path, monkeypa
 @pytest.mark.slow
 def test_papermill_runs_the_recipe_end_to_end_on_the_demo(tmp_path, monkeypatch):
     """P20, P22: claims to a report with a page for each subset and SSIM against each reference."""
-    few = {"preset": "demo", "max_train_steps": 6, "num_class_images": 4, "num_inference_steps": 6, "num_evaluated": 5}
+    few = {"preset": "demo", "max_train_steps": 6, "num_class_images": 4, "num_inference_steps": 10, "num_evaluated": 5}
     said = run(RECIPE, tmp_path, monkeypatch, few | {"lora_output_dir": str(tmp_path / "out")})
     root = tmp_path / "out/patent"
     assert "likeness to the reference drawings (SSIM)" in said and (root / "report.html").is_file()
