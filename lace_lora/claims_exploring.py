@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lace_lora import caption_lint, charts, claims_command, counting, pictures
 from lace_lora import config as declared
 from lace_lora.charts import Chart
@@ -35,7 +37,9 @@ class ClaimsFound:
     def settings(self) -> Config:
         """The settings of the notebook with the drawings, prompts and words of these claims."""
         chosen = {name: getattr(self.given, name) for name in self.given.overridden}
-        return declared.load(*declared.found(), self.made.folder / SETTINGS, **chosen)
+        text = (self.made.folder / SETTINGS).read_text(encoding="utf-8")
+        # As overrides: a preset demo that was asked for would beat a file's drawings with its own.
+        return declared.load(*declared.found(), **(yaml.safe_load(text) | chosen))
 
     def faults(self) -> str:
         """How many rows were set aside for what, and the first of them with their reasons."""

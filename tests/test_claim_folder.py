@@ -239,7 +239,7 @@ def test_a_cut_while_drawings_are_copied_leaves_none_that_the_next_time_does_not
     def cut(path, data):
         if path.suffix == ".png":
             done.append(path)
-            if len(done) > 9:
+            if len(done) > 50:  # also some that another seed puts on another side
                 raise KeyboardInterrupt
         write(path, data)
 

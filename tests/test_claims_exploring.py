@@ -7,8 +7,9 @@ import re
 import nbformat
 import pytest
 
-from lace_lora import batch, claims_exploring, config
+from lace_lora import batch, claims_exploring, config, presets
 from lace_lora.claims_exploring import ClaimsFound
+from lace_lora.machine import Machine
 from tests.generated import ROOT
 from tests.test_notebooks import code_of, texts
 
@@ -48,6 +49,9 @@ def test_its_settings_name_what_was_made_and_keep_what_was_given(found):
     settings = found.settings
     assert settings.images_dir == str(found.made.folder / "drawings/train") and settings.seed == 7
     assert settings.concept_token == "<patentline>" and settings.pretrained_model == "lace-demo"
+    asked = ClaimsFound(found.made, config.load(preset="demo")).settings
+    settled = presets.settle(asked, Machine.here()).config
+    assert settled.images_dir == settings.images_dir and settled.prompts == settings.prompts
 
 
 def test_where_nothing_is_wrong_and_nothing_is_drawn_that_is_said(tmp_path):
@@ -124,7 +128,7 @@ def test_papermill_runs_the_exploration_on_claims_of_ones_own(tmp_path, monkeypa
 @pytest.mark.slow
 def test_papermill_runs_the_recipe_end_to_end_on_the_demo(tmp_path, monkeypatch):
     """P20, P22: claims to a report with a page for each subset and SSIM against each reference."""
-    few = {"preset": "demo", "max_train_steps": 6, "num_class_images": 4, "num_inference_steps": 6, "num_evaluated": 5}
+    few = {"preset": "demo", "max_train_steps": 6, "num_class_images": 4, "num_inference_steps": 10, "num_evaluated": 5}
     said = run(RECIPE, tmp_path, monkeypatch, few | {"lora_output_dir": str(tmp_path / "out")})
     root = tmp_path / "out/patent"
     assert "likeness to the reference drawings (SSIM)" in said and (root / "report.html").is_file()
