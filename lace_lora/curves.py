@@ -13,6 +13,7 @@ SMOOTHING = 0.95  # share of the past in each point of the smoothed line
 # Looks with fixed noise still move by chance, by about this part of themselves; less is no change.
 JITTER = 0.004
 LOOKS_FOR_A_VERDICT = 3
+PICTURES = "pictures"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 40
 _COLOURS = {"training": "#8a8378", "smoothed": "#b3541e", "held out": "#1f5f8b", "learnt": "#5b8c3a"}
 _STYLE = 'font-family="system-ui, sans-serif" font-size="12" fill="#3a3632"'
@@ -52,10 +53,11 @@ def verdict(looks: Rows) -> str:
     return f"the held-out loss fell by {100 * fall:.1f} % until step {best['step']} and has not fallen since."
 
 
-def chart(rows: Rows, width_px: int = 720, height_px: int = 320) -> str:
+def chart(rows: Rows, width_px: int = 720, height_px: int = 320, of: str = PICTURES) -> str:
     """Training loss (single and smoothed) and both lines of the looks, as one SVG that needs nothing else.
 
     rows  of log.jsonl, of both kinds, in order; values that are no numbers are left out
+    of    what is learnt and held out; only of pictures are the learnt ones looked at, too
     """
     trained = [(row["step"], row["loss"]) for row in rows if _is_number(row.get("loss"))]
     looks = [row for row in rows if _is_number(row.get("val_loss"))]
@@ -70,7 +72,7 @@ def chart(rows: Rows, width_px: int = 720, height_px: int = 320) -> str:
                       _COLOURS["smoothed"], "2"))  # fmt: skip
     for name, key in (("learnt", "train_probe_loss"), ("held out", "val_loss")):
         body += _dotted(frame, [(row["step"], row[key]) for row in looks if _is_number(row.get(key))], _COLOURS[name])
-    return _svg([*body, *_best(frame, looks), *_legend(bool(looks), bool(trained))], width_px, height_px)
+    return _svg([*body, *_best(frame, looks), *_legend(bool(looks), bool(trained), of)], width_px, height_px)
 
 
 class _Frame:
@@ -169,9 +171,10 @@ def _best(frame: _Frame, looks: Rows) -> list[str]:
     ]
 
 
-def _legend(has_looks: bool, is_trained: bool) -> list[str]:
+def _legend(has_looks: bool, is_trained: bool, of: str) -> list[str]:
     names = [("smoothed", "training (smoothed)")] if is_trained else []
-    names += [("held out", "held-out pictures"), ("learnt", "learnt pictures, same noise")] if has_looks else []
+    names += [("held out", f"held-out {of}")] if has_looks else []
+    names += [("learnt", f"learnt {of}, same noise")] if has_looks and of == PICTURES else []
     drawn, x = [], _LEFT
     for name, words in names:
         drawn.append(f'<line x1="{x}" x2="{x + 18}" y1="18" y2="18" stroke="{_COLOURS[name]}" stroke-width="3"/>')

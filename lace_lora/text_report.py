@@ -15,6 +15,7 @@ from lace_lora.text_folder import TextFolder
 
 SHOWN = 6  # answers
 LONGEST = 1200  # signs of one
+WRAPPED = "white-space: pre-wrap; margin: 0"
 
 
 def write(folder: Path) -> Path:
@@ -72,14 +73,12 @@ def _verdict(found: Evaluation | None) -> str:
 def _scores(found: Evaluation | None) -> str:
     if found is None:
         return ""
-    rows = [
-        [text(one.name), with_interval(one.value, one.low, one.high, 2), number(one.count), text(one.means)]
-        for one in found.scores
-    ]
-    told = parts.table(("", "value (95 of 100)", "answers", "what it means"), rows)
+    rows = [[text(one.name), with_interval(one.value, one.low, one.high, 2), text(one.means)] for one in found.scores]
+    told = parts.table(("", "value (95 of 100)", "what it means"), rows)
+    count = found.counts.get("measured", 0)
     is_free = found.facts.get("constraint") == "none"
     how = "nothing kept them right" if is_free else "both wrote under the recipe's grammar, so their form is right"
-    return told + parts.note(f"Both models answered the same held-out pairs once; {how}.")
+    return told + parts.note(f"Both models answered the same {count} held-out pairs once; {how}.")
 
 
 def _types(found: Evaluation | None) -> str:
@@ -101,7 +100,8 @@ def _answers(place: TextFolder) -> str:
         answer = row["answer"]
         shown += f"<h3>{text(answer['asked'], LONGEST)}</h3><div class='side'>"
         for title, name in (("written", "text"), ("wanted", "wanted")):
-            shown += f"<figure><figcaption>{title}</figcaption><pre>{text_block(answer[name])}</pre></figure>"
+            written = f"<pre style={WRAPPED!r}>{text_block(answer[name])}</pre>"
+            shown += f"<figure><figcaption>{title}</figcaption>{written}</figure>"
         shown += "</div>"
     return shown + (parts.source("evaluation/answers.jsonl") if rows else "")
 
@@ -114,7 +114,7 @@ def text_block(written: Any) -> str:
 
 def _training(log: list[dict[str, Any]], found: Evaluation | None) -> str:
     rows = [{**row, "train_probe_loss": None} if "val_loss" in row else row for row in log]
-    chart = f"<figure>{curves.chart(rows)}</figure>" if rows else ""
+    chart = f"<figure>{curves.chart(rows, of='pairs')}</figure>" if rows else ""
     return chart + (parts.paragraph(found.overfitting) if found else "") + parts.source("log.jsonl")
 
 
@@ -125,7 +125,7 @@ def _engineer(place: TextFolder, record: Mapping[str, Any], card: Mapping[str, A
     cost = [("a step", f"{number(seconds)} s"), ("most GPU memory used", f"{number(record.get('peak_vram_gb'))} GB")]
     known = [row for row in cost if "–" not in row[1]]
     return (
-        parts.fold("the recipe", f"<pre>{text_block(recipe[: 8 * LONGEST])}</pre>")
+        parts.fold("the recipe", f"<pre style={WRAPPED!r}>{text_block(recipe[: 8 * LONGEST])}</pre>")
         + parts.fold("time and memory", facts(known))
         + parts.fold("versions", facts((name, text(value)) for name, value in versions.items()))
     )

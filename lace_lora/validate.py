@@ -72,9 +72,10 @@ class Validator:
     def issues_of(self, document: Any) -> tuple[Issue, ...]:
         """The same for a document that is read already."""
         found = [issue for rule in self.rules for issue in rule(document, self.recipe)]
-        # A rule says better what is wrong at a place than the schema, which may forbid the same.
+        # A rule says better what is wrong at a place than the schema, or than Graphviz, which may refuse the same.
         told = {issue.path for issue in found if issue.code != "schema"}
         kept = [issue for issue in found if issue.code != "schema" or issue.path not in told]
+        kept = [issue for issue in kept if issue.code != "graphviz"] or kept
         return tuple(dict.fromkeys(kept))
 
     def with_rules(self, *rules: Rule) -> "Validator":

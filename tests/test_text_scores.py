@@ -34,10 +34,10 @@ def test_training_lowers_the_loss_and_the_checks_say_so(tuned):
     """J18, D5."""
     place, found = tuned
     losses = [row["loss"] for row in checkpoint.read_json_lines(place.run.log) if "loss" in row]
-    course = found.facts["course"]
-    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+    course = found.facts["course"]  # its start and end are the mean of a tenth of the 24 steps
+    assert sum(losses[-2:]) < 0.6 * sum(losses[:2])
     assert (course["loss_start"], course["loss_end"]) == (
-        pytest.approx(sum(losses[:4]) / 4), pytest.approx(sum(losses[-4:]) / 4),
+        pytest.approx(sum(losses[:2]) / 2), pytest.approx(sum(losses[-2:]) / 2),
     )  # fmt: skip
     passed = checks_of(found)
     assert passed["loss_falls"] and passed["held_out_loss_falls"] and passed["target_loss_falls"]
