@@ -139,7 +139,8 @@ def test_the_row_of_the_gpus_memory_is_about_training():
 
 def test_a_cpu_is_never_offered_four_bits():
     """D10: every part passes whole through its memory."""
-    sdxl = {"preset": "none", "pretrained_model": "stabilityai/stable-diffusion-xl-base-1.0", "train_batch_size": 16}
+    sdxl = {"preset": "none", "pretrained_model": "stabilityai/stable-diffusion-xl-base-1.0", "train_batch_size": 16,
+            "resolution": 1024}  # fmt: skip
     asked = sdxl | {"gradient_checkpointing": "full"}
     plain, small = (planned(LAPTOP, quantization=kind, **asked).stage("train").ram_gb for kind in ("none", "nf4"))
     between = dataclasses.replace(LAPTOP, ram_gb=(plain + small) / 2 / fitting.SPARE)
