@@ -134,10 +134,12 @@ def line(row: dict[str, Any]) -> str:
 def page(facts: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """The results as a page."""
     memory = [abs(row["predicted_mb"] / row["peak_mb"] - 1) for row in rows]
-    firsts = [[one["model"] for one in rows].index(row["model"]) == at for at, row in enumerate(rows)]
-    others = [row for row, is_first in zip(rows, firsts, strict=True) if not is_first]
+    models = [row["model"] for row in rows]
+    places = [at - models.index(row["model"]) for at, row in enumerate(rows)]  # among those of its model
+    others = [row for row, place in zip(rows, places, strict=True) if place]
     times = [abs(row["predicted_seconds"] / row["seconds"] - 1) for row in others]
-    pairs = [abs(told / row["seconds"] - 1) for row in rows for told in row["from_each"] if told != row["seconds"]]
+    pairs = [abs(told / row["seconds"] - 1) for row, place in zip(rows, places, strict=True)
+             for known, told in enumerate(row["from_each"]) if known != place]  # fmt: skip
     return "\n".join([
         "# Predicted against measured", "",
         f"{facts['date']}, {facts['hardware']}, one thread; `{facts['command']}`; "

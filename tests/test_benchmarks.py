@@ -258,9 +258,9 @@ def test_the_plans_benchmark_asks_the_plan_itself_after_one_run():
     rows = [
         {"side_px": 96, "batch": 1, "rank": 16, "targets": "attention", "checkpointing": "none", "model": "demo",
          "peak_mb": 100.0, "predicted_mb": 105.0, "seconds": 1.0, "predicted_seconds": seconds,
-         "from_each": [seconds, 1.5]}
+         "from_each": [seconds, 1.5, 1.0]}
         for seconds in (1.0, 1.1, 1.3)
     ]  # fmt: skip
     page = benchmark_of_plan.page({"date": "d", "hardware": "h", "command": "c", "versions": {}}, rows)
     assert "Memory: 3 of 3 within 10%, the worst 5.0%." in page
-    assert "is predicted from: 1 of 2 within 20%, the worst 30.0%." in page and "1 of 5 within 20%" in page
+    assert "is predicted from: 1 of 2 within 20%, the worst 30.0%." in page and "3 of 6 within 20%" in page
