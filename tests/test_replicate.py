@@ -114,7 +114,7 @@ def test_nothing_is_begun_before_its_cost_is_agreed_to(fake, settings):
 def test_the_cost_is_minutes_times_rate(settings):
     """C15: by hand: at least ten minutes of an L40S at $0.000975 a second; one price for fast-flux."""
     assert replicate_jobs.training_cost(settings(), 6).usd == pytest.approx(600 * 0.000975)
-    many = replicate_jobs.training_cost(settings(max_train_steps=5000, resolution=1024), 6).usd
+    many = replicate_jobs.training_cost(settings(max_train_steps=10_000, resolution=1024), 6).usd
     assert many > 1.5 * 600 * 0.000975
     assert replicate_jobs.training_cost(settings(backend_trainer="fast-flux"), 6).usd == 2.0
     assert trainers.drawing_cost(trainers.table()["sdxl"], 24).usd == pytest.approx(240 * 0.000975)

@@ -338,7 +338,7 @@ def test_times_and_memory_are_those_of_the_log_and_the_record(run):
     """L20: four steps of half a second; money only where the record knows it."""
     said = Seen(page_of(run)).text
     assert "0.50 s, from log.jsonl" in said and "2 s for 4 steps" in said and "9.80 GB, from run.json" in said
-    assert "cost" not in said
+    assert "cost usd" not in said
     run.record.write_text(json.dumps(json.loads(run.record.read_text()) | {"cost_usd": 0.35}))
     assert "cost usd 0.35, from run.json" in Seen(page_of(run)).text
 

@@ -237,7 +237,7 @@ def test_a_fold_tells_how_many_values_differ_are_warned_of_or_wrong():
     drawn(form, "rank").value = 200
     assert "2 differ from the defaults, to be mended: 1)" in fold.button.description
     drawn(form, "rank").value, drawn(form, "use_dora").value = 16, False
-    assert "(7 settings, all defaults)" in fold.button.description
+    assert "(8 settings, all defaults)" in fold.button.description
 
 
 def test_folded_settings_count_and_papermill_sees_those_that_are_no_defaults():
