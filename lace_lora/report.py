@@ -28,7 +28,8 @@ from lace_lora.scores import Evaluation
 MODELS = {"pretrained_model", "refiner_model", "vae_model", "caption_model", "style_model", "text_model",
           "inception_model", "base_model"}  # fmt: skip
 FOLDERS = {"drive_mount_path", "images_dir", "lora_output_dir", "cache_dir", "prompts_file", "start_picture",
-           "unseen_dir", "preset", "caption_url", "start_from", "push_to_hub", "backend_url", "backend_model"}  # fmt: skip
+           "unseen_dir", "preset", "caption_url", "start_from", "push_to_hub", "backend_url",
+           "backend_model"}  # fmt: skip
 
 
 def write(run: RunFolder, *, people: Sequence[Mapping[str, Any]] = ()) -> Path:
