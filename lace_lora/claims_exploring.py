@@ -38,8 +38,8 @@ class ClaimsFound:
         """The settings of the notebook with the drawings, prompts and words of these claims."""
         chosen = {name: getattr(self.given, name) for name in self.given.overridden}
         text = (self.made.folder / SETTINGS).read_text(encoding="utf-8")
-        # As overrides: a preset demo that was asked for would beat a file's drawings and prompts with its own.
-        return declared.load(*declared.found(), **({"prompts": []} | yaml.safe_load(text) | chosen))
+        # As overrides: a preset demo that was asked for would beat a file's drawings with its own.
+        return declared.load(*declared.found(), **(yaml.safe_load(text) | chosen))
 
     def faults(self) -> str:
         """How many rows were set aside for what, and the first of them with their reasons."""

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lace_lora import prompt_files
 from lace_lora.alternatives import Alternatives, alternatives, literal
@@ -61,7 +62,8 @@ def rows_of(
     if not prompts_file:
         return [Asked(prompt) for prompt in prompts] or [Asked(literal(instance_prompt))]
     if prompts:
-        say(f"prompts_file {prompts_file} counts; the {len(prompts)} prompts that are set beside it are not drawn.")
+        name = Path(prompts_file).name
+        say(f"prompts_file {name} counts; the {len(prompts)} prompts that are set beside it are not drawn.")
     if prompts_file.strip().casefold() != CAPTIONS:
         return list(prompt_files.read(prompts_file))
     rows = from_captions(captions())
