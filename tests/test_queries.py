@@ -433,7 +433,7 @@ def test_prompts_come_from_the_file_else_the_setting_else_the_instance_prompt(tm
     lines: list[str] = []
     (tmp_path / "mine.csv").write_text("prompt;seed\nrose;3\n", encoding="utf-8")
     assert rows_of(["a", "b"], str(tmp_path / "mine.csv"), say=lines.append) == [Asked("rose", seed=3)]
-    assert lines == [f"prompts_file mine.csv counts; the 2 prompts that are set beside it are not drawn."]
+    assert lines == ["prompts_file mine.csv counts; the 2 prompts that are set beside it are not drawn."]
     assert rows_of(["a {b|c}"], None) == [Asked("a {b|c}")]
     assert asked(rows_of([], ""), 1, token="{lace}")[0].prompt == "a {lace} in {b|c}"
 
