@@ -21,7 +21,9 @@ ROOT = HERE.parent.parent
 OURS = ROOT / "constraints.txt"
 OWN_NAME = "lace-lora"
 # Packages that are of no use without torch, or bring it.
-NEED_TORCH = {"torch", "accelerate", "diffusers", "peft", "tokenizers", "transformers"}
+NEED_TORCH = {"torch", "accelerate", "diffusers", "peft", "tokenizers", "transformers", "trl"}
+# Not among Colab's, and in our newest version wants a newer one of Colab's (datasets): the newest that goes with it.
+INSTEAD = {"trl": Requirement("trl==0.29.1")}
 
 
 def pinned(path: Path) -> dict[str, Requirement]:
@@ -39,7 +41,7 @@ def installed() -> dict[str, str]:
 def constraints() -> list[str]:
     """Colab's lines, then the project's own for packages that Colab does not bring: no day's build differs."""
     colabs = pinned(COLABS)
-    return [str(one) for name, one in {**pinned(OURS), **colabs}.items() if name != OWN_NAME]
+    return [str(one) for name, one in {**pinned(OURS), **INSTEAD, **colabs}.items() if name != OWN_NAME]
 
 
 def torch_free() -> list[str]:
@@ -47,7 +49,8 @@ def torch_free() -> list[str]:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = declared["optional-dependencies"]
     colabs = [str(one) for name, one in pinned(COLABS).items() if name not in NEED_TORCH]
-    return [*colabs, *extras["notebooks"], *extras["test"]]
+    others = [line for line in extras["test"] if canonicalize_name(Requirement(line).name) not in NEED_TORCH]
+    return [*colabs, *extras["notebooks"], *others]
 
 
 def differing(found: Mapping[str, str], wanted: Mapping[str, Requirement]) -> list[str]:
