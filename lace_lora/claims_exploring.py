@@ -20,7 +20,7 @@ from lace_lora.config import Config
 from lace_lora.exploring import Sheet
 from lace_lora.file_names import printable
 
-TILE_PX, COLUMNS, TILES, NAMED = 96, 8, 24, 12
+TILE_PX, COLUMNS, TILES, NAMED = 96, 8, 16, 12
 
 
 @dataclass(frozen=True)

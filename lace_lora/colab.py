@@ -6,6 +6,7 @@ Where nobody does (papermill, nbval, a command), nothing is asked: google.colab 
 ever. Signatures and errors as in google.colab's own source of 2026-04-07. Loads no torch.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,6 +124,15 @@ def download(path: str | Path) -> str:
             f"{path} there."
         ) from error
     return f"Your browser downloads {Path(path).name}."
+
+
+def key(name: str) -> SecretStr | None:
+    """A key that stands in no file: the environment variable of that name, else the secret in Colab. Raises as secret.
+
+    Colab is asked only where the environment has none.
+    """
+    text = os.environ.get(name, "").strip()
+    return SecretStr(text) if text else secret(name)
 
 
 def secret(name: str) -> SecretStr | None:

@@ -1,13 +1,15 @@
 """A command line's words as typer reads them, and what was wrong with one of them, in a sentence."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
 from lace_lora import config as declared
 from lace_lora.errors import NotebookError, SettingsError
 
 PROGRAM = "lace-lora"
+# What makes a function a command, by its name, switches and texts (main.verb); rooms of commands are handed it.
+Verb = Callable[..., Callable[[Callable[..., None]], Callable[..., None]]]
 MODES = {"train": "train", "inference": "generate"}  # `--mode`, and the command that it stands for
 ABOUT_ITSELF = ("--help", "-h", "--version")  # options that stand without a command
 

@@ -184,7 +184,7 @@ def advice(found: Plan, misfit: fitting.Misfit, stages: tuple[str, ...]) -> str:
 
 
 def refusal(found: Plan, stages: tuple[str, ...] = fitting.TRAINING) -> str | None:
-    """Why the plan's named stages cannot begin, with three changes that would fit; None where nothing speaks against.
+    """Why the plan's named stages cannot begin, with up to three changes that would fit; None where nothing forbids it.
 
     Only what was counted on this very architecture is refused, and only into memories whose size is known; must_fit
     false lets a person try all the same. Of the computer's memory only what was counted refuses: what Python and its

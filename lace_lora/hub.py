@@ -22,10 +22,7 @@ TOKENS_PAGE = "huggingface.co/settings/tokens"
 
 def token() -> SecretStr:
     """The token to upload with. Raises SettingsError with where to put one where there is none."""
-    found = os.environ.get(TOKEN, "").strip()
-    if found:
-        return SecretStr(found)
-    kept = colab.secret(TOKEN)
+    kept = colab.key(TOKEN)
     if kept is None and not in_colab():
         from huggingface_hub import get_token
 

@@ -122,7 +122,7 @@ def _has_token() -> bool:
     """Whether Hugging Face's token is in the environment, on this machine, or among Colab's secrets."""
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     kept = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
-    return bool(os.environ.get(TOKEN, "").strip()) or kept.is_file() or colab.secret(TOKEN) is not None
+    return kept.is_file() or colab.key(TOKEN) is not None
 
 
 def _photographs(settled: Settled) -> Row:

@@ -1,11 +1,10 @@
 """The commands `runs` and `compare`: what lies in lora_output_dir, and two runs side by side."""
 
 from collections.abc import Callable
-from typing import Any
 
 import typer
 
-from lace_lora.command_words import PROGRAM
+from lace_lora.command_words import PROGRAM, Verb
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
 
@@ -18,14 +17,14 @@ SWITCHES = {
 }
 
 
-def add_to(verb: Callable[..., Any], ready: Callable[[Config], Config]) -> None:
+def add_to(verb: Verb, ready: Callable[[Config], Config]) -> None:
     """Make the two commands.
 
     verb   registers a function as a command, by its name, switches and texts
     ready  mounts Drive where it is wanted, and gives the settings with their preset
     """
 
-    @verb("compare", {}, PAIR)  # type: ignore[untyped-decorator]
+    @verb("compare", {}, PAIR)
     def compare(config: Config, runs: list[str]) -> None:
         """Two runs side by side: settings that differ, scores, and whether a difference is more than chance."""
         from lace_lora import compare as room
@@ -35,7 +34,7 @@ def add_to(verb: Callable[..., Any], ready: Callable[[Config], Config]) -> None:
         folder = ready(config).lora_output_dir
         print(room.compare(*(room.find(name, folder) for name in runs)))
 
-    @verb("runs", SWITCHES, SHOWN)  # type: ignore[untyped-decorator]
+    @verb("runs", SWITCHES, SHOWN)
     def runs(config: Config, names: list[str], watch: bool, clean: bool, yes: bool) -> None:
         """List the runs in lora_output_dir, those changed last first: state, progress, what is best, scores, size."""
         from lace_lora import machine, presets, run_list

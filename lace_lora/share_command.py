@@ -1,12 +1,13 @@
 """The commands `package`, `import` and `inspect`: a LoRA to give away, and those that others made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from lace_lora.command_words import Verb
 from lace_lora.config import Config
 from lace_lora.errors import AdapterError, SettingsError
 
@@ -19,7 +20,6 @@ SWITCHES = {
     "photographs": "also show photographs that were learnt from, in its report, and designs begun with a picture"
 }
 
-Verb = Callable[..., Callable[[Callable[..., None]], Callable[..., None]]]
 Ready = Callable[[Config], Config]
 Say = Callable[[str], None]
 
@@ -31,20 +31,17 @@ def add_to(verb: Verb, ready: Ready, say: Say) -> None:
     ready  mounts Drive where it is wanted, and gives the settings with their preset
     """
 
-    def registered(name: str, switches: Mapping[str, str], texts: Mapping[str, Any]) -> Callable[..., Any]:
-        return verb(name, switches, texts)
-
-    @registered("package", SWITCHES, RUN)
+    @verb("package", SWITCHES, RUN)
     def package(config: Config, runs: list[str], photographs: bool) -> None:
         """Pack a run to give it away: the LoRA in both forms, card, samples, workflow, report; and upload it if set."""
         pack(ready(config), runs or [], photographs, say)
 
-    @registered("import", {}, FILE)
+    @verb("import", {}, FILE)
     def take_in(config: Config, files: list[str]) -> None:
         """Bring in a LoRA made elsewhere as a run of its own, from which generate draws."""
         bring_in(ready(config), files or [], say)
 
-    @registered("inspect", {}, FILE)
+    @verb("inspect", {}, FILE)
     def inspect(config: Config, files: list[str]) -> None:
         """Say what a LoRA file is: format, rank, strength, trigger word, base model, and what of it does not fit."""
         settings = ready(config)

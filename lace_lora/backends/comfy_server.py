@@ -5,7 +5,6 @@ bearer token from the environment variable LACE_BACKEND_KEY, or Colab's secrets;
 """
 
 import json
-import os
 import re
 import time
 import uuid
@@ -90,9 +89,7 @@ def find_key(url: str) -> SecretStr | None:
 
     Raises SettingsError where it would travel readably over a network.
     """
-    text = os.environ.get(KEY_NAME, "").strip()
-    key = SecretStr(text) if text else colab.secret(KEY_NAME)
-    parts = urlsplit(url)
+    key, parts = colab.key(KEY_NAME), urlsplit(url)
     if key and parts.scheme == "http" and parts.hostname not in NEAR:
         raise SettingsError(
             f"backend_url begins with http://, over which everyone on the way could read your key. Write https://, or "

@@ -7,18 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from lace_lora.workflow import SAMPLERS
+
 Node = dict[str, Any]
 Workflow = dict[str, Node]
 Link = list[Any]
 
-# Our samplers, as (sampler_name, scheduler) of ComfyUI's KSampler.
-SAMPLERS = {
-    "dpmpp_2m": ("dpmpp_2m", "normal"),
-    "dpmpp_2m_karras": ("dpmpp_2m", "karras"),
-    "unipc": ("uni_pc", "normal"),
-    "euler": ("euler", "normal"),
-    "ddim": ("ddim", "ddim_uniform"),
-}
 # What the refiner is told of a good and of a bad picture, as SDXL's own pipeline has it.
 AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
 LAST_STEP = 10_000  # of KSamplerAdvanced: to the end, however many there are

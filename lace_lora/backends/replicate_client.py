@@ -5,7 +5,6 @@ message, and it is sent to Replicate's API alone, not to where its files are kep
 """
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Callable
@@ -46,9 +45,8 @@ def connect(say: Say, wait: Callable[[float], None] = time.sleep) -> Account:
     Raises SettingsError where there is none, MachineError where the package replicate is missing.
     """
     replicate = needed("replicate", "replicate", "replicate")
-    secret = colab.secret(KEY_NAME)
-    key = os.environ.get(KEY_NAME, "").strip() or (secret.get_secret_value() if secret else "")
-    if not key:
+    found = colab.key(KEY_NAME)
+    if found is None:
         raise SettingsError(
             f"Replicate asks for a key. Make one at replicate.com/account/api-tokens and put it into the environment "
             f"variable {KEY_NAME}, or into Colab's secrets under that name; it does not belong into config.yaml."
@@ -59,7 +57,7 @@ def connect(say: Say, wait: Callable[[float], None] = time.sleep) -> Account:
         asked = response.headers.get("Retry-After", "")
         pause[:] = [float(asked)] if asked.isdecimal() else []
 
-    client = replicate.Client(api_token=key, event_hooks={"response": [heard]})
+    client = replicate.Client(api_token=found.get_secret_value(), event_hooks={"response": [heard]})
     return Account(client, say, wait, pause)
 
 
