@@ -5,11 +5,13 @@ Every repetition is bounded, so that a document always ends: also one that an un
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lace_lora.counting import counted
 from lace_lora.errors import MachineError, SettingsError, TextError
-from lace_lora.recipe import Recipe
+from lace_lora.recipe import GRAMMAR, SCHEMA, Recipe
 
 PACKAGE = "xgrammar"
 # Of a number in a document: at most 999.999999, in digits. xgrammar's own takes any length, and 1e400.
@@ -84,6 +86,38 @@ def compiled(recipe: Recipe, tokenizer: Any, vocabulary: int, stops: list[int]) 
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary, stop_token_ids=stops)
     compiler = xgrammar.GrammarCompiler(info, max_threads=1)
     return Constraint(grammar, compiler.compile_grammar(xgrammar.Grammar.from_ebnf(grammar)))
+
+
+def notes(recipe: Recipe, documents: Mapping[int, str]) -> list[str]:
+    """What to say, before anything is learnt, of documents that the grammar would not let the model write.
+
+    documents  in canonical form, by the line on which each stands
+
+    Raises what `grammar_of` raises, but MachineError: training needs no xgrammar.
+    """
+    try:
+        grammar = grammar_of(recipe)
+        xgrammar = _xgrammar()
+    except MachineError as error:
+        return [str(error)]
+    if not grammar:
+        return []
+    # A tokenizer of single bytes, so that a text is taken or refused as it is.
+    info = xgrammar.TokenizerInfo([bytes([number]) for number in range(256)], stop_token_ids=[0])
+    compiled = xgrammar.GrammarCompiler(info, max_threads=1).compile_grammar(xgrammar.Grammar.from_ebnf(grammar))
+    refused = []
+    for line, document in documents.items():
+        matcher = xgrammar.GrammarMatcher(compiled)
+        if not (matcher.accept_string(document) and matcher.is_completed()):
+            refused.append(line)
+    if not refused:
+        return []
+    first = ", ".join(str(line) for line in refused[:5])
+    return [
+        f"{counted(len(refused), 'document')} of {len(documents)} cannot be written under the recipe's "
+        f"{recipe.constraint}, so they are learnt in vain (lines {first}{' …' if len(refused) > 5 else ''}). Widen "
+        f"{SCHEMA if recipe.constraint == 'schema' else GRAMMAR} in a copy of the recipe, or set constraint none."
+    ]
 
 
 def _xgrammar() -> Any:

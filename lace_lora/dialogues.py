@@ -6,6 +6,7 @@ is learnt as the same. Pairs about one document are held out together.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from lace_lora.validate import Validator
 
 SHOWN = 5  # problems that are named
 FEWEST = 4  # pairs that can be parted into learnt and held out
+SIGNS_A_TOKEN = 16  # far above what any tokenizer has on average (about 4)
 
 Message = dict[str, str]
 
@@ -45,11 +47,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of a file: learnt, held out, and a sentence on each row that was left out."""
+    """The pairs of a file: learnt, held out; a sentence on each row that was left out, and on what others lose."""
 
     learnt: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -67,7 +70,8 @@ class Pairs:
         line = f"pairs       {len(self.learnt)} learnt, {len(self.held_out)} held out{f': {told}' if told else ''}"
         shown = [f"! {problem}" for problem in self.problems[:SHOWN]]
         more = len(self.problems) - SHOWN
-        return "\n".join([line, *shown, *([f"! and {more} more"] if more > 0 else [])])
+        noted = [f"! {note}" for note in self.notes]
+        return "\n".join([line, *shown, *([f"! and {more} more"] if more > 0 else []), *noted])
 
 
 def read(path: Path, recipe: Recipe, validator: Validator) -> Pairs:
@@ -75,17 +79,13 @@ def read(path: Path, recipe: Recipe, validator: Validator) -> Pairs:
 
     A row that cannot be used is named and left out. Raises TextError where there is no file, or too little in it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise TextError(f"There is no file of pairs {path} ({error.strerror}). Give one with --data.") from error
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path} is no UTF-8 text. Save it as JSONL: one JSON object a line.") from error
+    lines = _lines(path)
     found: list[Pair] = []
     problems: list[str] = []
+    unkept: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
         if line.strip() and len(found) < (recipe.max_samples or len(lines)):
-            pair = _pair(line, number, recipe, validator)
+            pair = _pair(line, number, recipe, validator, unkept)
             if isinstance(pair, str):
                 problems.append(pair)
             elif not recipe.kinds or pair.kind in recipe.kinds:
@@ -98,7 +98,10 @@ def read(path: Path, recipe: Recipe, validator: Validator) -> Pairs:
             f"JSON object with {wanted}.{first}"
         )
     learnt, held_out = apart(found, recipe.validation_fraction, recipe.seed)
-    return Pairs(tuple(learnt), tuple(held_out), tuple(problems))
+    notes = [f"{name} is not learnt: only labels are (in {count} of the graphs)" for name, count in unkept.items()]
+    if recipe.validation_fraction and not held_out:
+        notes.append("nothing is held out, so nothing can be measured: all pairs are about one document")
+    return Pairs(tuple(learnt), tuple(held_out), tuple(problems), tuple(notes))
 
 
 def write(path: Path, pairs: Pairs) -> None:
@@ -127,7 +130,7 @@ def apart(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair]
     Groups are drawn by their own digest and the seed, so that more pairs move none of the earlier ones.
     """
     groups = sorted({pair.group for pair in pairs}, key=lambda group: _draw(group, seed))
-    wanted, held, count = round(len(pairs) * fraction), set(), 0
+    wanted, held, count = max(round(len(pairs) * fraction), int(fraction > 0)), set(), 0
     sizes = {group: sum(pair.group == group for pair in pairs) for group in groups}
     for group in groups[:-1]:  # one at least is learnt
         if count >= wanted:
@@ -187,16 +190,33 @@ def _merged(conversation: Sequence[Message]) -> list[Message]:
     return [{"role": "user", "content": f"{first['content']}\n\n{second['content']}"}, *rest]
 
 
-def _pair(line: str, number: int, recipe: Recipe, validator: Validator) -> Pair | str:
-    """A row as a pair, or a sentence on why it is none."""
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file; signs that are breaks of a line elsewhere (U+2028) may stand within one."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TextError(f"There is no file of pairs {path} ({error.strerror}). Give one with --data.") from error
+    try:
+        return data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise TextError(
+            f"{path} is no UTF-8 text (line {line}). Save it with the encoding UTF-8, as JSONL: one JSON object a line."
+        ) from error
+
+
+def _pair(line: str, number: int, recipe: Recipe, validator: Validator, unkept: Counter[str]) -> Pair | str:
+    """A row as a pair, or a sentence on why it is none; what is lost of its graph is counted in `unkept`."""
     names = recipe.fields
+    if len(line) > (most := SIGNS_A_TOKEN * recipe.max_length):  # reading a graph of 5 MB takes many minutes
+        return f"line {number} has {len(line):,} signs; with max_length {recipe.max_length} no more than {most:,} fit"
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return f"line {number} is no JSON: {error}"
     if not isinstance(row, Mapping):
         return f"line {number} is no object with names and values"
-    missing = [name for name in (names.input, names.output) if not row.get(name)]
+    missing = [name for name in (names.input, names.output) if not (str(row[name]).strip() if row.get(name) else "")]
     if missing:
         return f"line {number} has no {' and no '.join(missing)}"
     raw = row[names.output]
@@ -207,6 +227,7 @@ def _pair(line: str, number: int, recipe: Recipe, validator: Validator) -> Pair 
         return f"line {number} has no document that can be read: {error}"
     if not checked.is_valid:
         return f"line {number}: {checked.issues[0]}"
+    unkept.update(getattr(checked.document, "unkept", ()))
     words = {name: str(row.get(field, "")) if field else "" for name, field in names.model_dump().items()}
     text = str(row[names.input]).strip()
     return Pair(text, checked.text, words["kind"], words["graph_type"], words["group"] or checked.text, number)

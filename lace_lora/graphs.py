@@ -30,12 +30,14 @@ class Graph:
     labels       of each node by its id; the id itself where it has no label
     edges        (from, to, label) by ids; the label is "" where there is none
     text         as it was written
+    unkept       names of what else is said in it and not held here, such as shape or subgraph
     """
 
     is_directed: bool
     labels: dict[str, str]
     edges: tuple[tuple[str, str, str], ...]
     text: str = field(default="", compare=False)
+    unkept: frozenset[str] = field(default=frozenset(), compare=False)
 
     def named_edges(self) -> list[tuple[str, str, str]]:
         """The edges by their nodes' labels; without a direction, both ends in the order of the alphabet."""
@@ -55,8 +57,9 @@ def read(text: str) -> Graph:
     graph = found[0]
     labels: dict[str, str] = {}
     edges: list[tuple[str, str, str]] = []
-    _collect(graph, labels, edges)
-    return Graph(graph.get_type() == "digraph", labels, tuple(edges), text)
+    unkept: set[str] = set()
+    _collect(graph, labels, edges, unkept)
+    return Graph(graph.get_type() == "digraph", labels, tuple(edges), text, frozenset(unkept))
 
 
 def operators(text: str) -> list[str]:
@@ -85,12 +88,13 @@ def has_graphviz() -> bool:
 
 
 def write(graph: Graph) -> str:
-    """A graph as DOT in one form: nodes in their order, then edges."""
+    """A graph as DOT in one form: nodes n1, n2, … in their order with their labels, then edges."""
     sign = "->" if graph.is_directed else "--"
-    lines = [f'  {_quoted(name)} [label="{_escaped(label)}"];' for name, label in graph.labels.items()]
+    names = {name: f"n{number}" for number, name in enumerate(graph.labels, 1)}
+    lines = [f'  {names[name]} [label="{_escaped(label)}"];' for name, label in graph.labels.items()]
     for start, end, label in graph.edges:
         named = f' [label="{_escaped(label)}"]' if label else ""
-        lines.append(f"  {_quoted(start)} {sign} {_quoted(end)}{named};")
+        lines.append(f"  {names[start]} {sign} {names[end]}{named};")
     return "\n".join([f"{'digraph' if graph.is_directed else 'graph'} G {{", *lines, "}"])
 
 
@@ -119,16 +123,20 @@ def _parsed(text: str) -> list[Any]:
     return list(found)
 
 
-def _collect(graph: Any, labels: dict[str, str], edges: list[tuple[str, str, str]]) -> None:
+def _collect(graph: Any, labels: dict[str, str], edges: list[tuple[str, str, str]], unkept: set[str]) -> None:
     """Nodes and edges of a graph and of all within it, in the order in which they are written."""
+    unkept.update(set(graph.get_attributes()) - {"label"})
     for node in graph.get_nodes():
         name = _plain(node.get_name())
+        unkept.update(set(node.get_attributes()) - {"label"})
         if name not in DEFAULTS:
             label = node.get_attributes().get("label")
             labels[name] = labels.get(name, name) if label is None else _plain(label)
     for inner in graph.get_subgraphs():
-        _collect(inner, labels, edges)
+        unkept.add("subgraph")
+        _collect(inner, labels, edges, unkept)
     for edge in graph.get_edges():
+        unkept.update(set(edge.get_attributes()) - {"label"})
         label = _plain(edge.get_attributes().get("label") or "")
         for start in _ends(edge.get_source(), labels):
             edges += [(start, end, label) for end in _ends(edge.get_destination(), labels)]
@@ -154,10 +162,3 @@ def _plain(text: Any) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace('"', '\\"')
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z_]\w*", name) and name.casefold() not in _WORDS else f'"{_escaped(name)}"'
-
-
-_WORDS = {"node", "edge", "graph", "digraph", "subgraph", "strict"}

@@ -120,6 +120,11 @@ def _from_hub(kind: Any, name: str, **options: Any) -> Any:
         return kind.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0][:200]
+        if path.is_dir():
+            raise ModelError(
+                f"The folder {path} holds no language model that can be loaded ({first}). It needs what "
+                "save_pretrained writes: config.json, the tokenizer's files, and the weights as .safetensors."
+            ) from error
         raise ModelError(
             f"The base model {name} could not be loaded ({first}). Is this machine connected to the internet, and is "
             "the name right? A model that asks for consent (Llama, Gemma) needs a token: put HF_TOKEN into Colab's "

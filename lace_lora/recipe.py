@@ -111,16 +111,21 @@ class Recipe(BaseModel):
         if not path.is_file():
             return {}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise SettingsError(f"{path} is no JSON ({error}). Mend it, or copy the recipe's folder anew.") from error
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise SettingsError(f"{path} is no JSON schema: it must be an object in braces {{ }}.")
+        return found
 
     @cached_property
     def grammar(self) -> str:
         """The grammar beside recipe.yaml, in the EBNF that xgrammar reads; "" where there is none."""
         path = self.where / GRAMMAR
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        try:
+            return path.read_text(encoding="utf-8-sig") if path.is_file() else ""
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"{path} is no UTF-8 text. Mend it, or copy the recipe's folder anew.") from error
 
     @property
     def examples(self) -> Path:

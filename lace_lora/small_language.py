@@ -5,6 +5,7 @@ Its weights are drawn by chance, its words are learnt from a recipe's own texts;
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from lace_lora.families.quiet import quiet
@@ -62,12 +63,13 @@ def tokenizer(texts: Iterable[str]) -> Any:
 
 
 def texts_of(recipe: Recipe) -> list[str]:
-    """The texts of a recipe's examples and its prompts."""
+    """The texts of a recipe's examples and its prompts; a line that is no pair has none."""
     found = [recipe.system_prompt, recipe.system_prompt_back]
     if recipe.examples.is_file():
-        for line in recipe.examples.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            document = row[recipe.fields.output]
-            written = document if isinstance(document, str) else json.dumps(document, separators=(",", ":"))
-            found += [str(row[recipe.fields.input]), written]
+        for line in recipe.examples.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
+            with suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                asked, document = row[recipe.fields.input], row[recipe.fields.output]
+                written = document if isinstance(document, str) else json.dumps(document, separators=(",", ":"))
+                found += [str(asked), written]
     return found

@@ -9,16 +9,26 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint, dialogues, journal, language_models, lock, stopping, text_course, text_plan
+from lace_lora import (
+    checkpoint,
+    constraint,
+    dialogues,
+    journal,
+    language_models,
+    lock,
+    stopping,
+    text_course,
+    text_plan,
+)
 from lace_lora import validate as validation
 from lace_lora.dialogues import Pair, Pairs
-from lace_lora.errors import AdapterError, LaceError, MachineError, RunError
+from lace_lora.errors import AdapterError, LaceError, MachineError, RunError, TextError
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
 from lace_lora.machine import Machine, is_out_of_memory
@@ -83,13 +93,15 @@ def run(
     """
     place = TextFolder(folder)
     trainers = _trl()
+    recipe.prompt_of(direction)
+    pairs = dialogues.read(data or recipe.examples, recipe, validation.validator(recipe))
+    plan = text_plan.plan(recipe, len(pairs.learnt), Machine.here())
+    say(f"{pairs}\n{plan}")
+    if direction == "forward":
+        for note in constraint.notes(recipe, {pair.line: pair.document for pair in pairs.learnt}):
+            say(f"! {note}")
     place.run.create()
     with lock.lock(folder, say):
-        recipe.prompt_of(direction)
-        validator = validation.validator(recipe)
-        pairs = dialogues.read(data or recipe.examples, recipe, validator)
-        plan = text_plan.plan(recipe, len(pairs.learnt), Machine.here())
-        say(f"{pairs}\n{plan}")
         record = _opened(place, recipe, pairs, direction, plan.steps)
         if record.is_finished and place.is_whole:
             say(f"{folder.name} is finished: {record.facts['step']} steps are made.")
@@ -127,6 +139,8 @@ def _trained(
     for note in notes:
         say(f"! {note}")
 
+    pairs = _short_enough(pairs, recipe, direction, words, say)
+
     # Resume: from the newest checkpoint that is whole.
     found, passed = checkpoint.newest(place.run.checkpoints)
     for note in passed:
@@ -156,6 +170,31 @@ def _trained(
     is_complete = bool(card["is_complete"])
     record.tell("finished" if is_complete else "stopped", peak_vram_gb=text_course.peak_vram_gb(), eta_seconds=0)
     return load(place.root)
+
+
+def _short_enough(pairs: Pairs, recipe: Recipe, direction: Direction, words: Any, say: Say) -> Pairs:
+    """The pairs whose conversation fits max_length: the trainer would cut the end off the others without a word."""
+
+    def tokens(pair: Pair) -> int:
+        row = dialogues.row_of(pair, recipe, direction, words)
+        said = words.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)
+        return len(words(said, add_special_tokens=False)["input_ids"])
+
+    lengths = {pair: tokens(pair) for pair in (*pairs.learnt, *pairs.held_out)}
+    long = [pair for pair, length in lengths.items() if length > recipe.max_length]
+    if long:
+        told = ", ".join(f"line {pair.line}: {lengths[pair]}" for pair in long[: dialogues.SHOWN])
+        say(f"! {len(long)} of {len(lengths)} pairs have more than max_length {recipe.max_length} tokens and are left "
+            f"out ({told})")  # fmt: skip
+    learnt, held_out = (
+        tuple(pair for pair in part if lengths[pair] <= recipe.max_length) for part in (pairs.learnt, pairs.held_out)
+    )
+    if not learnt:
+        raise TextError(
+            f"No pair fits max_length {recipe.max_length} tokens; the shortest has {min(lengths.values())}. Set "
+            "max_length higher, under another run_name."
+        )
+    return replace(pairs, learnt=learnt, held_out=held_out)
 
 
 def _trainer(
@@ -248,7 +287,7 @@ def _card(
         "kind": "text", "recipe": recipe.name, "direction": direction, "base_model": recipe.base_model,
         "rank": recipe.rank, "alpha": recipe.alpha, "lora_targets": list(targets), "step": step,
         "best_step": record.best_step() or step, "is_complete": early or step >= total,
-        "pairs": len(pairs.learnt), "held_out": len(pairs.held_out), "data_digest": pairs.digest,
+        "pairs": len(pairs.learnt), "held_out": len(pairs.held_out), "data_digest": record.facts["data_digest"],
         "settings_digest": record.facts["id"], "versions": record.facts["versions"],
     }  # fmt: skip
 

@@ -52,7 +52,10 @@ def run(folder: Path, recipe: Recipe | None = None, say: Say = print) -> Evaluat
     chosen = recipe or place.read_recipe()
     pairs = dialogues.read_kept(place.pairs)
     if not pairs.held_out:
-        raise RunError(f"{folder} held no pairs out (validation_fraction 0), so nothing can be measured.")
+        raise RunError(
+            f"{folder} held no pairs out, so nothing can be measured: validation_fraction is 0, or all pairs are about "
+            "one document. Train again under another run_name, with more documents or a share above 0."
+        )
     with lock.lock(folder, say, "evaluation.lock", "evaluated", "evaluate another run"):
         direction: Direction = adapter.card["direction"]
         asked = pairs.held_out[: chosen.num_evaluated]
@@ -76,12 +79,16 @@ def _answers(
     """What both models write for each pair; those of an earlier call are taken where nothing has changed."""
     digest = _digest(adapter, recipe)
     kept = {
-        (row["who"], row["asked"]): Answer(**row["answer"])
+        (row["who"], row["answer"]["wanted"], row["asked"]): Answer(**row["answer"])
         for row in checkpoint.read_json_lines(place.answers)
         if row.get("digest") == digest
     }
     place.answers.parent.mkdir(parents=True, exist_ok=True)
-    wanted = [(who, pair) for who in (TUNED, BASE) for pair in asked if (who, pair.asked(direction)) not in kept]
+
+    def name(who: str, pair: Pair) -> tuple[str, str, str]:  # two pairs may ask the same
+        return who, pair.wanted(direction), pair.asked(direction)
+
+    wanted = [(who, pair) for who in (TUNED, BASE) for pair in asked if name(who, pair) not in kept]
     if wanted:
         loaded = text_models.load(place.root, recipe=recipe)
         say(f"base model  {recipe.base_model}, {loaded.how}")
@@ -94,9 +101,9 @@ def _answers(
                     {"who": who, "asked": answer.asked, "digest": digest, "answer": asdict(answer)} for answer in found
                 ]
                 checkpoint.append_line(place.answers, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-                kept |= {(who, answer.asked): answer for answer in found}
+                kept |= {name(who, pair): answer for pair, answer in zip(batch, found, strict=True)}
                 say(f"answers     {min(start + BATCH, len(left))}/{len(left)} of the {who} model")
-    return {who: [kept[who, pair.asked(direction)] for pair in asked] for who in (TUNED, BASE)}
+    return {who: [kept[name(who, pair)] for pair in asked] for who in (TUNED, BASE)}
 
 
 def _written(loaded: text_models.Loaded, direction: Direction, pairs: Sequence[Pair], who: str) -> Iterator[Answer]:

@@ -46,18 +46,18 @@ class Writer:
     """Turns texts into documents, or documents into texts.
 
     complete   from conversations to what the model writes after each
-    validator  None for the way back, where any words will do
+    validator  of the recipe; on the way back any words will do, and it only reads the documents
     """
 
     recipe: Recipe
     complete: Complete
-    validator: Validator | None
+    validator: Validator
     direction: Direction = "forward"
 
     def write(self, asked: Sequence[str], attempts: int | None = None) -> list[Written]:
         """An answer to each. What is not valid is asked for again, with the reasons, `attempts` times in all."""
         most = attempts or self.recipe.attempts
-        talks = [dialogues.messages(self.recipe, self.direction, text) for text in asked]
+        talks = [dialogues.messages(self.recipe, self.direction, self._as_learnt(text)) for text in asked]
         answers: list[Written | None] = [None] * len(asked)
         for attempt in range(1, most + 1):
             open_ones = [place for place, found in enumerate(answers) if found is None or not found.is_valid]
@@ -69,8 +69,13 @@ class Writer:
                 talks[place] = dialogues.again(talks[place][:2], raw, [str(issue) for issue in found.issues])
         return [found for found in answers if found is not None]
 
+    def _as_learnt(self, asked: str) -> str:
+        """On the way back a document in the one form in which documents were learnt; one that is none as it is."""
+        found = self.validator.check(asked).document if self.direction == "back" else None
+        return asked if found is None else self.validator.written(found)
+
     def _looked_at(self, asked: str, raw: str, attempt: int) -> Written:
-        if self.validator is None:
+        if self.direction == "back":
             return Written(asked, raw.strip(), raw, None, (), attempt)
         first = self.validator.check(raw)
         if first.document is None:
@@ -88,9 +93,7 @@ def writer(
     stops = language_models.stops_of(model, tokenizer)
     size = int(model.config.get_text_config().vocab_size)
     rule = constraints.compiled(recipe, tokenizer, size, stops) if is_forward else None
-    return Writer(
-        recipe, completion(model, tokenizer, recipe, rule, stops), validator if is_forward else None, direction
-    )
+    return Writer(recipe, completion(model, tokenizer, recipe, rule, stops), validator, direction)
 
 
 def completion(
@@ -135,7 +138,7 @@ class CADJSONGenerator:
         """json (the document, None where none could be read), text, is_valid, attempts, issues (a sentence each)."""
         (found,) = self._writer.write([text])
         return {
-            "json": self._writer.validator.finished(found.document) if self._writer.validator else None,
+            "json": self._writer.validator.finished(found.document),
             "text": found.text,
             "is_valid": found.is_valid,
             "attempts": found.attempts,

@@ -117,6 +117,33 @@ def test_too_little_and_no_file_are_told(tmp_path):
         dialogues.read(tmp_path / "none.jsonl", CAD, CHECKS)
 
 
+def test_awkward_lines_are_read_or_named(tmp_path):
+    """J2: breaks of a line that are none in JSON, blank words, a line of megabytes, another encoding."""
+    rows = drawn_pairs.cad_rows()[:5]
+    odd = rows[0] | {"annotation": "a\u2028b\x85c"}
+    huge = {"annotation": "word " * 1_000_000, "json_desc": rows[0]["json_desc"]}
+    path = file_of(tmp_path, [*rows, json.dumps(odd, ensure_ascii=False), rows[0] | {"annotation": "  "}, huge])
+    found = dialogues.read(path, CAD, CHECKS)
+    assert "a\u2028b\x85c" in {pair.text for pair in (*found.learnt, *found.held_out)}
+    assert found.problems[0] == "line 7 has no annotation"
+    assert found.problems[1].startswith("line 8 has 5,000,") and "max_length 2048" in found.problems[1]
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert dialogues.read(path, CAD, CHECKS).digest == found.digest
+    path.write_text('{"a": 1}\n{"a": "ö"}', encoding="cp1252")
+    with pytest.raises(TextError, match=r"no UTF-8 text \(line 2\). Save it with the encoding UTF-8"):
+        dialogues.read(path, CAD, CHECKS)
+
+
+def test_what_is_lost_of_good_rows_is_told(tmp_path):
+    """D1, D9: attributes beside labels, and a file in which nothing can be held out."""
+    dot = recipe.read("dot")
+    checks = validate.validator(dot)
+    rows = [{"input": f"{n}", "output": "digraph { a [shape=box]; a -> b }"} for n in range(6)]
+    told = str(dialogues.read(file_of(tmp_path, rows), dot, checks))
+    assert "! shape is not learnt: only labels are (in 6 of the graphs)" in told
+    assert "6 learnt, 0 held out" in told and "! nothing is held out, so nothing can be measured" in told
+
+
 def test_at_most_max_samples_and_only_the_kinds_that_are_asked_for(tmp_path):
     """J2, D1."""
     found = dialogues.read(CAD.examples, CAD.changed({"max_samples": 20}), CHECKS)
@@ -136,6 +163,7 @@ def test_pairs_about_one_document_are_held_out_together():
     more = pairs + [dialogues.Pair("new", "new", group="new")]
     assert {pair.group for pair in held} - {pair.group for pair in dialogues.apart(more, 0.2, 3)[1]} == set()
     assert dialogues.apart(pairs, 0.0, 3)[1] == [] and dialogues.apart(pairs[:2], 0.9, 3)[0]
+    assert len(dialogues.apart(pairs[:8:2], 0.1, 3)[1]) == 1  # of four pairs a tenth is none, and nothing to judge by
 
 
 def test_pairs_kept_with_a_run_are_read_again(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from lace_lora import checkpoint, dialogues, language_models, recipe, text, text_models, validate
-from lace_lora.errors import AdapterError, MachineError, RunError
+from lace_lora.errors import AdapterError, LaceError, MachineError, RunError, TextError
 from lace_lora.text_folder import TextFolder
 
 pytest.importorskip("trl")
@@ -231,6 +231,34 @@ def test_without_trl_the_sentence_says_what_to_type(monkeypatch, tmp_path):
     with pytest.raises(MachineError, match=r"trl and datasets.*pip install 'lace-lora\[text\]'"):
         text.run(small(), tmp_path / "dot", say=silently)
     assert not (tmp_path / "dot").exists()
+
+
+def test_what_cannot_be_used_is_told_before_anything_is_written(tmp_path):
+    """J17: no pairs, and a grammar that is none; neither leaves a folder, or trains for nothing."""
+    with pytest.raises(TextError, match="no file of pairs"):
+        text.run(small(), tmp_path / "dot", tmp_path / "none.jsonl", say=silently)
+    shutil.copytree(recipe.FOLDER / "dot", tmp_path / "own")
+    for written, sentence in ((b"root ::= foo", "cannot be used"), (b"\xff\xfe", "no UTF-8 text")):
+        (tmp_path / "own/grammar.ebnf").write_bytes(written)
+        with pytest.raises(LaceError, match=sentence):
+            text.run(recipe.read(tmp_path / "own", SMALL), tmp_path / "dot", say=silently)
+    assert not (tmp_path / "dot").exists()
+
+
+def test_pairs_that_are_longer_than_max_length_are_named_and_left_out(tmp_path):
+    """J5, D10: cut off they would teach answers without an end. A blank line of examples is no word of the model."""
+    rows = [json.loads(line) for line in recipe.read("dot").examples.read_text(encoding="utf-8").splitlines()[:8]]
+    rows[2]["input"] = "wash, then " * 200
+    own = tmp_path / "own"
+    shutil.copytree(recipe.FOLDER / "dot", own)
+    (own / "examples.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows) + "{bad", encoding="utf-8")
+    said = []
+    adapter = text.run(recipe.read(own, SMALL | {"max_train_steps": 1}), tmp_path / "dot", say=said.append)
+    (told,) = [line for line in said if "are left out" in line]
+    assert told.startswith("! 1 of 8 pairs have more than max_length 512 tokens") and "(line 5: " in told
+    assert adapter.card["pairs"] + adapter.card["held_out"] == 7
+    with pytest.raises(TextError, match="No pair fits max_length 64 tokens; the shortest has"):
+        text.run(small(max_length=64, max_train_steps=1, max_samples=5), tmp_path / "none", say=silently)
 
 
 def test_an_adapter_that_is_not_there_or_damaged_is_told(whole, tmp_path):

@@ -2,10 +2,11 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from lace_lora import agreement, checkpoint, main, recipe, text, text_report, text_request, text_scores
+from lace_lora import agreement, checkpoint, dialogues, main, recipe, text, text_report, text_request, text_scores
 from lace_lora.errors import RunError, SettingsError
 from lace_lora.scores import Evaluation
 from lace_lora.text_folder import TextFolder
@@ -60,7 +61,7 @@ def test_the_same_prompts_are_answered_by_the_base_and_it_is_worse(tuned):
 def test_the_scores_are_the_means_of_the_marks(tuned):
     """J8: reckoned from the answers that were kept."""
     place, found = tuned
-    from lace_lora import dialogues, validate
+    from lace_lora import validate
 
     checks = validate.validator(recipe.read("cad"))
     learnt = {pair.document for pair in dialogues.read_kept(place.pairs).learnt}
@@ -77,6 +78,19 @@ def test_called_again_nothing_is_written_twice(tuned, monkeypatch):
     assert again.scores == found.scores and Evaluation.read(place.run).scores == found.scores
     with pytest.raises(pytest.fail.Exception, match="loaded again"):
         text_scores.run(place.root, small("cad", **LEARNS, temperature=0.5), say=silently)
+
+
+def test_two_pairs_that_ask_the_same_are_judged_each_by_its_own_document(tuned, monkeypatch, tmp_path):
+    """J8: and taken up again as two."""
+    pairs = [dialogues.Pair("the same", document) for document in ("a", "b")]
+    written = [agreement.Answer("the same", "x", pair.document) for pair in pairs]
+    monkeypatch.setattr(text_scores, "_written", lambda *_: iter(written))
+    monkeypatch.setattr(text_scores.text_models, "load", lambda *_, **__: SimpleNamespace(how=""))
+    place, adapter = TextFolder(tmp_path), text.load(tuned[0].root)
+    for _ in range(2):
+        found = text_scores._answers(place, adapter, recipe.read("cad"), "forward", pairs, silently)
+        assert [one.wanted for one in found["tuned"]] == ["a", "b"]
+        monkeypatch.setattr(text_scores, "_written", lambda *_: pytest.fail("written again"))
 
 
 def test_a_missed_target_is_told_with_what_is_wanted(tuned):

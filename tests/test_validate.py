@@ -207,7 +207,18 @@ def test_a_graph_is_read_with_its_groups_and_labels():
     )
     assert found.labels == {"a b": 'A "x"', "c": "c", "d": "d", "f": "f"}
     assert set(found.edges) == {("a b", "c", "e"), ("a b", "d", "e"), ("c", "f", "")}
-    assert graphs.read(graphs.write(found)) == found
+    again = graphs.read(graphs.write(found))
+    assert list(again.labels) == ["n1", "n2", "n3", "n4"] and list(again.labels.values()) == list(found.labels.values())
+    assert again.named_edges() == found.named_edges() and graphs.write(again) == graphs.write(found)
+
+
+def test_what_a_graph_says_beside_labels_is_told_and_not_kept():
+    """D6: so that a file of pairs can say what is not learnt of it."""
+    found = graphs.read(
+        'digraph { rankdir=LR; a [shape=box, label=x]; subgraph s { label="g"; b } a -> b [color=red] }'
+    )
+    assert found.unkept == {"rankdir", "shape", "subgraph", "color"}
+    assert graphs.read(graphs.write(found)).unkept == frozenset()
 
 
 @pytest.fixture

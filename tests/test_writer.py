@@ -104,6 +104,20 @@ def test_a_grammar_that_cannot_be_used_is_told(tmp_path):
     assert constraint.grammar_of(recipe.read("dot", {"constraint": "none"})) == ""
 
 
+def test_documents_that_the_grammar_would_refuse_are_told_before_they_are_learnt(monkeypatch):
+    """J9, J17: by their lines; xgrammar's own matcher is the oracle in the other tests."""
+    dot = recipe.read("dot")
+    right, umlaut = (f'digraph G {{\n  n1 [label="{name}"];\n}}' for name in ("wash", "wäsche"))
+    (told,) = constraint.notes(dot, {1: right, 4: umlaut, 9: "digraph G {\n", 10: right + "x"})
+    assert "3 documents of 4 cannot be written" in told and "(lines 4, 9, 10)" in told and "grammar.ebnf" in told
+    assert constraint.notes(dot, {1: right}) == [] == constraint.notes(dot.changed({"constraint": "none"}), {4: umlaut})
+    cad = recipe.read("cad")
+    (told,) = constraint.notes(cad, {1: GOOD, 2: GOOD.replace('"units":"m"', '"units":"km"')})
+    assert "(lines 2)" in told and "schema.json" in told
+    monkeypatch.setitem(sys.modules, "xgrammar", None)
+    assert "needs the package xgrammar" in constraint.notes(dot, {4: umlaut})[0]
+
+
 def test_without_xgrammar_the_sentence_says_what_to_type(monkeypatch):
     """J17."""
     monkeypatch.setitem(sys.modules, "xgrammar", None)
@@ -181,6 +195,16 @@ def test_only_those_that_are_wrong_are_asked_again(words):
     assert [one.attempts for one in made.write(["one", "two"])] == [1, 2]
 
 
+def test_a_document_is_asked_about_in_the_form_in_which_it_was_learnt():
+    """J13: the way back reads what people type; what is no document is asked as it is."""
+    asked = []
+    found = recipe.read("dot")
+    made = writer.Writer(found, lambda talks: [asked.append(talk[1]["content"]) or "x" for talk in talks],
+                         validate.validator(found), "back")  # fmt: skip
+    made.write(["digraph  flow{ a->b }", "no graph"])
+    assert asked == ['digraph G {\n  n1 [label="a"];\n  n2 [label="b"];\n  n1 -> n2;\n}', "no graph"]
+
+
 # -- models --
 
 
@@ -232,7 +256,7 @@ def test_a_model_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ModelError, match="There is no folder"):
         language_models.load(recipe.read("cad", {"base_model": str(tmp_path / "none")}))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="could not be loaded"):
+    with pytest.raises(ModelError, match="holds no language model that can be loaded.*config.json"):
         language_models.load(recipe.read("cad", {"base_model": str(tmp_path / "empty")}))
 
 
