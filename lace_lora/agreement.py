@@ -25,9 +25,6 @@ class Agreement:
         return 2 * self.precision * self.recall / both if both else 0.0
 
 
-NONE = Agreement(0.0, 0.0)
-
-
 def structure(found: Any, wanted: Any, rules: Rules) -> Agreement:
     """Structural agreement of two JSON documents, whatever the order of their operations.
 
@@ -53,6 +50,23 @@ def labelled(found: Graph, wanted: Graph) -> tuple[Agreement, Agreement]:
     return nodes, edges
 
 
+def is_same_shape(found: Graph, wanted: Graph) -> bool:
+    """Whether two graphs are the same one when nothing is said of labels and ids (isomorphic, as networkx finds).
+
+    It tells a graph that has wrong words from one that is wrong itself.
+    """
+    import networkx  # comes with torch
+
+    made = []
+    for graph in (found, wanted):
+        drawn = networkx.MultiDiGraph() if graph.is_directed else networkx.MultiGraph()
+        drawn.add_nodes_from(graph.labels)
+        drawn.add_edges_from((start, end) for start, end, _ in graph.edges)
+        made.append(drawn)
+    alike = found.is_directed == wanted.is_directed and networkx.faster_could_be_isomorphic(*made)
+    return alike and bool(networkx.is_isomorphic(*made))
+
+
 @dataclass(frozen=True)
 class Answer:
     """What was written for one pair, and what was wanted.
@@ -76,6 +90,7 @@ def marks(answer: Answer, validator: Validator, learnt: Iterable[str] = ()) -> d
     structural_f1              see `structure`; 0 for what cannot be read
     geometric                  1 where volume and box are those of the wanted body, within 1 %
     node_f1, edge_f1           see `labelled`
+    shape                      1 where the graph without its words is the wanted one, see `is_same_shape`
     exact                      1 where it is the wanted document itself
     copy                       1 where it is one of `learnt` (texts in canonical form) and not the wanted one
     """
@@ -89,8 +104,10 @@ def marks(answer: Answer, validator: Validator, learnt: Iterable[str] = ()) -> d
         "copy": float(written in frozenset(learnt) and written != right),
     }
     if validator.recipe.document == "dot":
-        nodes, edges = (NONE, NONE) if found is None or wanted is None else labelled(found, wanted)
-        return told | {"node_f1": nodes.f1, "edge_f1": edges.f1}
+        if found is None or wanted is None:
+            return told | {"shape": 0.0, "node_f1": 0.0, "edge_f1": 0.0}
+        nodes, edges = labelled(found, wanted)
+        return told | {"shape": float(is_same_shape(found, wanted)), "node_f1": nodes.f1, "edge_f1": edges.f1}
     meant = validator.finished(wanted)
     made, body = cad.body_of(found), cad.body_of(meant)
     told["structural_f1"] = structure(found, meant, validator.recipe.rules).f1 if found is not None else 0.0

@@ -95,8 +95,8 @@ class Made:
             f"{counted(self.rows - len(self.prompts), 'row')} set aside (see {FAULTS})",
             f"split       {', '.join(f'{sizes[name]} {name}' for name in SPLITS)}, whole patents or trees of claims",
             f"drawings    {len(self.drawings)} of claims, {learnt} pictures to learn from, "
-            f"{len(self.prompts) - len(self.drawings)} claims without one (for prompts only)",
-            f"prompts     {self.config['prompts']} in {len(subsets_of(self.prompts))} subsets, "
+            f"{counted(len(self.prompts) - len(self.drawings), 'claim')} without one (for prompts only)",
+            f"prompts     {self.config['prompts']} in {counted(len(subsets_of(self.prompts)), 'subset')}, "
             f"{sum(bool(one.lost) for one in self.prompts)} shortened to {self.config['recipe']['budget']} tokens",
             f"folder      {printable(self.folder)}",
         ]

@@ -168,14 +168,20 @@ def read(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
             f"No recipe called {str(name)!r}{nearest(str(name), names())} There are: {known}; or name a folder of "
             f"yours that holds {FILE}."
         )
+    data = mapping_of(path)
+    recipe = _checked(Recipe, {"name": path.parent.name} | data | {"where": path.parent}, str(path))
+    return recipe.changed(changes) if changes else recipe
+
+
+def mapping_of(path: Path) -> dict[str, Any]:
+    """The names and values in a YAML file. Raises SettingsError where there are none."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):
         raise SettingsError(f"{path} holds no recipe: each line must read `name: value`.")
-    recipe = _checked(Recipe, {"name": path.parent.name} | data | {"where": path.parent}, str(path))
-    return recipe.changed(changes) if changes else recipe
+    return data
 
 
 def value_of(text: str) -> Any:

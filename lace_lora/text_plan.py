@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lace_lora import recipe as recipes
 from lace_lora.machine import Machine
 from lace_lora.recipe import Recipe
 
-DEMO_FILE = recipes.FOLDER / "demo.yaml"
+DEMO = "demo.yaml"  # for all recipes; one beside a recipe.yaml goes before it
 # Layers of known models: (blocks, width, width of keys and values, width of the inner layer), from their config.json.
 SHAPES = {
     "microsoft/Phi-3-mini-4k-instruct": (32, 3072, 3072, 8192),
@@ -25,7 +23,8 @@ SHAPES = {
 TIERS = ((100, (10, 30), (8, 12)), (1000, (60, 180), (12, 16)), (math.inf, (480, 1440), (16, 40)))
 DEMO_BANNER = (
     "DEMO — no GPU was found, so a tiny language model that is made on the spot is used. It shows the whole job in "
-    "minutes; what it writes is no use.\nTo use {model}: in Colab choose Runtime → Change runtime type → a GPU."
+    "minutes: it learns how a document looks, and hardly which word belongs where.\n"
+    "To use {model}: in Colab choose Runtime → Change runtime type → a GPU."
 )
 
 
@@ -84,14 +83,18 @@ class TextPlan:
 def settled(recipe: Recipe, machine: Machine, chosen: Mapping[str, Any]) -> tuple[Recipe, str]:
     """The recipe that runs on this machine, and a banner where it is the demo's; values in `chosen` stay.
 
-    Without a GPU, and where the base model is no folder here, demo.yaml takes the place of the recipe's own values.
+    Without a GPU, and where the base model is no folder here, demo.yaml takes the place of the recipe's own values:
+    that of all recipes, and before it one that lies beside the recipe.yaml.
     """
     is_here = Path(recipe.base_model).expanduser().is_dir()
     if recipe.base_model != recipes.DEMO and (machine.gpu_name is not None or is_here):
         return recipe, ""
     if "base_model" in chosen and recipe.base_model != recipes.DEMO:
         return recipe, ""
-    values = yaml.safe_load(DEMO_FILE.read_text(encoding="utf-8"))
+    values: dict[str, Any] = {}
+    for path in (recipes.FOLDER / DEMO, recipe.where / DEMO):
+        if path.is_file():
+            values |= recipes.mapping_of(path)
     used = {name: value for name, value in values.items() if name not in chosen}
     banner = "" if recipe.base_model == recipes.DEMO else DEMO_BANNER.format(model=recipe.base_model)
     return recipe.changed(used), banner

@@ -32,6 +32,7 @@ NAMES = {
     "valid": ("right by all rules", "answers in which the validator finds nothing wrong"),
     "structural_f1": ("structure", "how far operations and their values are the wanted ones (F1)"),
     "geometric": ("the same body", "answers whose volume and box are the wanted ones, within 1 %"),
+    "shape": ("the same shape", "answers whose graph is the wanted one when words do not count"),
     "node_f1": ("nodes", "how far nodes are the wanted ones, by label (F1)"),
     "edge_f1": ("edges", "how far edges are the wanted ones, by label (F1)"),
     "word_f1": ("words", "how far the words are the wanted ones (F1)"),
@@ -68,6 +69,12 @@ def run(folder: Path, recipe: Recipe | None = None, say: Say = print) -> Evaluat
 def missed(found: Evaluation) -> list[str]:
     """A sentence for each target that was missed."""
     return [one["says"] for one in found.facts.get("checks", []) if one["is_target"] and not one["is_met"]]
+
+
+def beside_base(found: Evaluation) -> list[tuple[str, str, str]]:
+    """Each measure in words, of the tuned and of the base model."""
+    base: dict[str, float] = found.facts.get("base", {})
+    return [(one.name, f"{one.value:.2f}", f"{base[one.id]:.2f}") for one in found.scores if one.id in base]
 
 
 # -- writing --
@@ -145,7 +152,8 @@ def _judged(
     facts: dict[str, Any] = {
         "kind": "text", "direction": direction, "recipe": recipe.name, "adapter_digest": adapter.card.get("sha256"),
         "checks": checks, "course": course, "types": types, "versions": adapter.card.get("versions"),
-        "peak_vram_gb": text_course.peak_vram_gb(), "constraint": recipe.constraint,
+        "base": agreement.means(rows[BASE]), "peak_vram_gb": text_course.peak_vram_gb(),
+        "constraint": recipe.constraint,
     }  # fmt: skip
     unmet = [one for one in checks if not one["is_met"]]
     said = f"{len(checks) - len(unmet)} of {len(checks)} checks passed"

@@ -102,6 +102,21 @@ def test_nodes_and_edges_are_counted_by_label(found, nodes, edges):
     assert [one.f1 for one in agreement.labelled(graphs.read(found), wanted)] == pytest.approx([nodes, edges])
 
 
+@pytest.mark.parametrize(
+    ("found", "is_same"),
+    [
+        ("digraph { q -> p; p -> r }", True),
+        ("digraph { p -> q; r -> q }", False),
+        ("digraph { p -> q; q -> r; s }", False),
+        ("digraph { p -> q; q -> r; q -> r }", False),
+        ("graph { p -- q; q -- r }", False),
+    ],
+)
+def test_a_shape_is_that_of_the_graph_without_its_words(found, is_same):
+    """D7: against x → y → z; what was wrong is told apart: the words, or the graph."""
+    assert agreement.is_same_shape(graphs.read(found), graphs.read("digraph { x -> y; y -> z }")) is is_same
+
+
 def test_edges_without_a_direction_are_alike_both_ways():
     """D7."""
     assert agreement.labelled(graphs.read("graph { a -- b }"), graphs.read("graph { b -- a }"))[1].f1 == 1.0
@@ -122,6 +137,7 @@ def test_the_marks_of_a_graph_and_of_words(checks):
     """D6, D7, J13."""
     found = agreement.marks(Answer("", "graph { a -> b }", "digraph { a -> b }"), checks["dot"])
     assert (found["valid"], found["schema_valid"], found["node_f1"], found["edge_f1"]) == (0, 1, 1, 0)
+    assert found["shape"] == 0
     assert agreement.marks(Answer("", "x", "digraph { a }"), checks["dot"])["node_f1"] == 0
     assert agreement.text_marks(Answer("", "A thin plate", "a plate"))["word_f1"] == pytest.approx(0.8)
 

@@ -138,7 +138,7 @@ CHECKED = {
     EXPLORATION: r"8 pieces in 120 photographs of 120(.|\n)*the least typical: lace_094.jpg",
     "exploration/claims.ipynb": r"55 claims of 58 rows can be used(.|\n)*zigzag rack +5",
     "recipes/patent_drawings.ipynb": r"43 train, 6 validation, 6 test(.|\n)*sheet.*12 pictures, 12 to make",
-    TEXT: r"schema_valid: 1.00",
+    TEXT: r"schema_valid: 1.00(.|\n)*target node_f1: 0\.[1-9](.|\n)*it answers the same: yes",
     "05_evaluate.ipynb": r"LoRA's distance from your photographs +-?\d\.\d\d(.|\n)*13 pictures, 0 of them copies",
 }
 

@@ -54,6 +54,8 @@ def test_the_same_prompts_are_answered_by_the_base_and_it_is_worse(tuned):
     assert asked["tuned"] == asked["base"] and len(asked["base"]) == 6
     structure = found.score("structural_f1")
     base = float(re.search(r"the base model: (\d\.\d\d)", structure.means)[1])
+    beside = {name: (own, before) for name, own, before in text_scores.beside_base(found)}
+    assert beside["structure"] == (f"{structure.value:.2f}", f"{base:.2f}")
     assert structure.value > base + 0.1 and found.score("schema_valid").value == 1.0
     assert (found.score("copy").better, found.score("schema_valid").better) == ("lower", "higher")
 
