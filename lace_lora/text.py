@@ -22,11 +22,13 @@ from lace_lora import (
     journal,
     language_models,
     lock,
+    mirror,
     stopping,
     text_course,
     text_plan,
 )
 from lace_lora import validate as validation
+from lace_lora.config import Config
 from lace_lora.dialogues import Pair, Pairs
 from lace_lora.errors import AdapterError, LaceError, MachineError, RunError, TextError
 from lace_lora.families.quiet import quiet
@@ -42,6 +44,7 @@ with quiet():
 Say = Callable[[str], None]
 
 PACKAGES = ("trl", "datasets")
+DRIVE, CACHE = (str(Config.model_fields[name].default) for name in ("drive_mount_path", "cache_dir"))
 # What decides no number of the training, and may change while a run goes on.
 FREE = {
     "about", "base_models", "max_train_steps", "num_train_epochs", "checkpoints_to_keep", "early_stopping_patience",
@@ -80,18 +83,19 @@ def run(
     data: Path | None = None,
     *,
     direction: Direction = "forward",
+    drive_mount_path: str = DRIVE,
+    cache_dir: str = CACHE,
     say: Say = print,
 ) -> TextAdapter:
     """Train an adapter and return it; called again, go on where it stopped.
 
-    folder     the run's own folder
+    folder     the run's own folder; one on Drive is written below cache_dir first, and copied
     data       a JSONL file of pairs, else the recipe's own examples
     direction  forward: from text to document; back: from document to text
 
     A first interrupt finishes the step, saves, and returns the adapter as far as it is, with is_complete False. Raises
     a LaceError that says what to do where a run cannot begin or go on; what was saved before stays.
     """
-    place = TextFolder(folder)
     trainers = _trl()
     recipe.prompt_of(direction)
     pairs = dialogues.read(data or recipe.examples, recipe, validation.validator(recipe))
@@ -100,16 +104,23 @@ def run(
     if direction == "forward":
         for note in constraint.notes(recipe, {pair.line: pair.document for pair in pairs.learnt}):
             say(f"! {note}")
-    place.run.create()
+    TextFolder(folder).run.create()
     with lock.lock(folder, say):
-        record = _opened(place, recipe, pairs, direction, plan.steps)
+        drive = mirror.Mirror.of(TextFolder(folder).run, drive_mount_path, cache_dir, say)
+        drive.bring()
+        place = TextFolder(drive.local.create().root)
+        record = _opened(place, folder, recipe, pairs, direction, plan.steps)
         if record.is_finished and place.is_whole:
+            drive.finish()  # the one before may have been cut off while it copied
             say(f"{folder.name} is finished: {record.facts['step']} steps are made.")
             return load(folder)
         place.keep_recipe(recipe)
         dialogues.write(place.pairs, pairs)
-        with _told(record), stopping.on_request(say, STOPPING) as stop:
-            return _trained(place, recipe, pairs, direction, plan.steps, record, trainers, stop, say)
+        with _told(record, drive), stopping.on_request(say, STOPPING) as stop:
+            course = text_course.Course(place, record, recipe, plan.steps, stop, say, drive)
+            _train(place, recipe, pairs, direction, plan.steps, record, trainers, course, say)
+        drive.finish()
+    return load(folder)
 
 
 def load(folder: Path) -> TextAdapter:
@@ -126,10 +137,10 @@ def load(folder: Path) -> TextAdapter:
 # -- inside --
 
 
-def _trained(
+def _train(
     place: TextFolder, recipe: Recipe, pairs: Pairs, direction: Direction, total: int, record: Journal,
-    trainers: Any, stop: stopping.Stop, say: Say,
-) -> TextAdapter:  # fmt: skip
+    trainers: Any, course: text_course.Course, say: Say,
+) -> None:  # fmt: skip
     """The training itself."""
     # Load: the base model, frozen, and its words.
     record.tell("preparing")
@@ -153,7 +164,6 @@ def _trained(
         say(f"resumed     after step {start}")
 
     # Train: TRL's trainer, with looks at the held-out pairs, and checkpoints that are whole.
-    course = text_course.Course(place, record, recipe, total, stop, say)
     trainer = _trainer(place, recipe, pairs, direction, total, model, words, targets, trainers, course)
     with quiet():
         if start == 0 and pairs.held_out:
@@ -169,7 +179,6 @@ def _trained(
     shutil.rmtree(place.working, ignore_errors=True)
     is_complete = bool(card["is_complete"])
     record.tell("finished" if is_complete else "stopped", peak_vram_gb=text_course.peak_vram_gb(), eta_seconds=0)
-    return load(place.root)
 
 
 def _short_enough(pairs: Pairs, recipe: Recipe, direction: Direction, words: Any, say: Say) -> Pairs:
@@ -292,8 +301,11 @@ def _card(
     }  # fmt: skip
 
 
-def _opened(place: TextFolder, recipe: Recipe, pairs: Pairs, direction: Direction, total: int) -> Journal:
-    """The journal of a new run, or of the one there. Raises RunError naming what differs from how it was begun."""
+def _opened(place: TextFolder, kept: Path, recipe: Recipe, pairs: Pairs, direction: Direction, total: int) -> Journal:
+    """The journal of a new run, or of the one there, which is kept in `kept`.
+
+    Raises RunError naming what differs from how it was begun.
+    """
     wanted = {name: value for name, value in recipe.model_dump(mode="json").items() if name not in FREE}
     wanted |= {"direction": direction}
     earlier = _earlier(place) if journal.has_learnt(place.run) or place.is_whole else {}
@@ -305,7 +317,7 @@ def _opened(place: TextFolder, recipe: Recipe, pairs: Pairs, direction: Directio
         changed += ["the pairs"] if earlier.get("data_digest") != pairs.digest else []
         if changed:
             raise RunError(
-                f"{place.root} holds a run that was begun differently: {', '.join(changed)}. Choose another run_name "
+                f"{kept} holds a run that was begun differently: {', '.join(changed)}. Choose another run_name "
                 f"to train anew, or put back what was changed. Free to change are: {', '.join(sorted(FREE))}."
             )
     digest = hashlib.sha256((json.dumps(wanted, sort_keys=True) + pairs.digest).encode()).hexdigest()
@@ -328,8 +340,11 @@ def _earlier(place: TextFolder) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(record: Journal) -> Iterator[None]:
-    """Keep run.json true when something ends the run, and turn running out of memory into a sentence."""
+def _told(record: Journal, drive: mirror.Mirror) -> Iterator[None]:
+    """Keep run.json true when something ends the run, and turn running out of memory into a sentence.
+
+    Whatever ends it, what is finished is handed to Drive.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -344,6 +359,8 @@ def _told(record: Journal) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MachineError(sentence) from error
+    finally:
+        drive.deliver()
 
 
 OUT_OF_MEMORY = (

@@ -14,6 +14,7 @@ from lace_lora.counting import seconds_in_words
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
 from lace_lora.machine import GIB
+from lace_lora.mirror import Mirror
 from lace_lora.recipe import Recipe
 from lace_lora.stopping import Stop
 from lace_lora.text_folder import TextFolder
@@ -28,9 +29,11 @@ LINES_A_RUN = 12
 class Course(TrainerCallback):
     """What happens between the steps. The names of its methods are those that transformers calls."""
 
-    def __init__(self, folder: TextFolder, record: Journal, recipe: Recipe, total: int, stop: Stop, say: Any) -> None:
+    def __init__(
+        self, folder: TextFolder, record: Journal, recipe: Recipe, total: int, stop: Stop, say: Any, drive: Mirror
+    ) -> None:
         self.folder, self.record, self.recipe, self.total = folder, record, recipe, total
-        self.stop, self.say, self.began = stop, say, perf_counter()
+        self.stop, self.say, self.drive, self.began = stop, say, drive, perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The clock of a step."""
@@ -52,6 +55,7 @@ class Course(TrainerCallback):
             "seconds": round(perf_counter() - self.began, 4), "epoch": round(float(state.epoch or 0.0), 4),
         }  # fmt: skip
         self.record.add([row], self.total, peak_vram_gb())
+        self.drive.deliver_progress()
         every = max(1, -(-self.total // LINES_A_RUN))
         if step in (1, self.total) or step % every == 0:
             left = seconds_in_words(self.record.seconds_left(step, self.total))
@@ -94,6 +98,7 @@ class Course(TrainerCallback):
             self.folder.run.checkpoints, self.recipe.checkpoints_to_keep, kept,
             best=None if best is None else self.folder.run.checkpoint(best),
         )  # fmt: skip
+        self.drive.deliver()
         self.record.resume_clock()
 
 

@@ -50,7 +50,7 @@ class TextFolder:
     @property
     def working(self) -> Path:
         """Where the trainer writes before a checkpoint is whole; gone when nothing is at work."""
-        return self.root / "working"
+        return self.root / f"working{checkpoint.PARTIAL}"  # so that none of it is copied to Drive
 
     @property
     def is_whole(self) -> bool:

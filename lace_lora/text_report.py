@@ -107,9 +107,10 @@ def _answers(place: TextFolder) -> str:
 
 
 def text_block(written: Any) -> str:
-    """A text of several lines as safe HTML."""
+    """A text of several lines as safe HTML, each as far from the edge as it was."""
     lines = str(written)[:LONGEST].split("\n")
-    return "\n".join(text(line, LONGEST) if line else "" for line in lines)
+    far = (" " * (len(line) - len(line.lstrip())) for line in lines)
+    return "\n".join(f"{space}{text(line, LONGEST)}" if line else "" for space, line in zip(far, lines, strict=True))
 
 
 def _training(log: list[dict[str, Any]], found: Evaluation | None) -> str:

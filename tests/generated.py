@@ -256,7 +256,7 @@ LEVELS = {
     "small_language": 4,
     "text_plan": 3,
     "language_models": 5,
-    "text_course": 5,
+    "text_course": 6,
     "writer": 6,
     "text": 7,
     "text_models": 8,

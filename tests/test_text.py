@@ -233,6 +233,37 @@ def test_without_trl_the_sentence_says_what_to_type(monkeypatch, tmp_path):
     assert not (tmp_path / "dot").exists()
 
 
+def test_a_run_on_drive_is_written_here_first_and_goes_on_on_another_machine(whole, tmp_path, monkeypatch):
+    """J1: as a run of pictures; what was learnt is the same."""
+    from tests.drives import failing
+
+    drive = failing(tmp_path / "drive", monkeypatch)
+    folder, said = drive.root / "MyDrive/text_output/dot", []
+    folder.parent.mkdir(parents=True)
+    places = {"drive_mount_path": str(drive.root), "say": said.append}
+
+    class Cut(RuntimeError):
+        pass
+
+    def say(line):
+        said.append(line)
+        if line.startswith("step 4/6"):
+            raise Cut
+
+    with pytest.raises(Cut):
+        text.run(small(), folder, cache_dir=str(tmp_path / "one"), **(places | {"say": say}))
+    assert [path.name for path in checkpoint.numbered(folder / "checkpoints")] == ["step-000003"]
+    adapter = text.run(small(), folder, cache_dir=str(tmp_path / "two"), **places)
+    assert "resumed     after step 3" in said and adapter.is_complete and adapter.folder.root == folder
+    assert load_file(TextFolder(folder).adapter_weights).keys() == load_file(whole[0].adapter_weights).keys()
+    wanted = load_file(whole[0].adapter_weights)
+    assert all(torch.equal(value, wanted[name]) for name, value in load_file(adapter.folder.adapter_weights).items())
+    assert rows(TextFolder(folder)) == rows(whole[0])
+    assert not list(folder.rglob("working*"))
+    text.run(small(), folder, cache_dir=str(tmp_path / "three"), **places)
+    assert said[-1] == "dot is finished: 6 steps are made."
+
+
 def test_what_cannot_be_used_is_told_before_anything_is_written(tmp_path):
     """J17: no pairs, and a grammar that is none; neither leaves a folder, or trains for nothing."""
     with pytest.raises(TextError, match="no file of pairs"):

@@ -126,6 +126,7 @@ def test_the_page_has_a_line_for_each_check_and_runs_nothing(tuned):
     assert page.count(">passed<") + page.count("<strong>failed</strong>") == len(found.facts["checks"])
     for part in ("Is it good", "What it wrote", "The training", "the loss falls", "written", "wanted", "<svg"):
         assert part in page, part
+    assert text_report.text_block('digraph {\n  a [label="<b>"];\n\n}').splitlines()[1].startswith("  a [label=")
     assert "<script" not in page and str(place.root.parent) not in page
 
 
