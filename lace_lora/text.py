@@ -301,8 +301,8 @@ def _card(
     }  # fmt: skip
 
 
-def _opened(place: TextFolder, kept: Path, recipe: Recipe, pairs: Pairs, direction: Direction, total: int) -> Journal:
-    """The journal of a new run, or of the one there, which is kept in `kept`.
+def _opened(place: TextFolder, root: Path, recipe: Recipe, pairs: Pairs, direction: Direction, total: int) -> Journal:
+    """The journal of a new run, or of the one there, which is kept in `root`.
 
     Raises RunError naming what differs from how it was begun.
     """
@@ -317,7 +317,7 @@ def _opened(place: TextFolder, kept: Path, recipe: Recipe, pairs: Pairs, directi
         changed += ["the pairs"] if earlier.get("data_digest") != pairs.digest else []
         if changed:
             raise RunError(
-                f"{kept} holds a run that was begun differently: {', '.join(changed)}. Choose another run_name "
+                f"{root} holds a run that was begun differently: {', '.join(changed)}. Choose another run_name "
                 f"to train anew, or put back what was changed. Free to change are: {', '.join(sorted(FREE))}."
             )
     digest = hashlib.sha256((json.dumps(wanted, sort_keys=True) + pairs.digest).encode()).hexdigest()
