@@ -152,9 +152,8 @@ def test_without_a_gpu_the_demo_takes_over_and_says_so(tmp_path):
     found, banner = text_plan.settled(asked, machine(None, 0.0), {"rank": 4})
     assert (found.base_model, found.quantization, found.rank) == ("demo", "none", 4) and "DEMO" in banner
     assert text_plan.settled(asked, machine("T4", 15.0), {}) == (asked, "")
-    dot = text_plan.settled(recipe.read("dot"), machine(None, 0.0), {"num_evaluated": 3})[
-        0
-    ]  # has a demo.yaml of its own
+    own = recipe.read("dot", {"num_evaluated": 3})  # has a demo.yaml of its own
+    dot = text_plan.settled(own, machine(None, 0.0), {"num_evaluated": 3})[0]
     assert (dot.num_train_epochs, dot.num_evaluated, dot.learning_rate, len(dot.lora_targets)) == (12, 3, 5e-3, 7)
     own = recipe.read("cad", {"base_model": str(tmp_path)})
     assert text_plan.settled(own, machine(None, 0.0), {}) == (own, "")
