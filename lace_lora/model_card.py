@@ -16,7 +16,7 @@ from lace_lora.counting import counted
 from lace_lora.demo import MODEL as DEMO_MODEL
 from lace_lora.file_names import public_name
 from lace_lora.scores import Evaluation
-from lace_lora.workflow import Drawing, checkpoint_of
+from lace_lora.workflow import Design
 
 # Licences as Hugging Face abbreviates them, of models that say so themselves on their pages.
 LICENCES = {
@@ -58,7 +58,7 @@ class Told:
     name: str
     base_model: str
     facts: AdapterFacts
-    drawing: Drawing
+    design: Design
     samples: Sequence[Sample]
     evaluation: Evaluation | None
     is_measured_now: bool
@@ -93,7 +93,7 @@ def is_published(base_model: str) -> bool:
 def example(told: Told) -> str:
     """Three lines of Python that draw with the LoRA, for a folder into which the package was unpacked."""
     base = public_name(told.base_model)
-    weights, drawing = "pytorch_lora_weights.safetensors", told.drawing
+    weights, design = "pytorch_lora_weights.safetensors", told.design
     head = "from diffusers import AutoPipelineForText2Image\n"
     where = repr(base)
     if told.base_model == DEMO_MODEL:
@@ -103,9 +103,9 @@ def example(told: Told) -> str:
     head += f'pipeline.load_lora_weights(".", weight_name="{weights}")\n'
     if told.facts.learns_token:
         head += _word(told.facts.concept_token)
-    said = f"{drawing.prompt!r}, negative_prompt={drawing.negative_prompt!r}"
-    said += f", width={drawing.width}, height={drawing.height}, num_inference_steps={drawing.num_inference_steps}"
-    said += f", guidance_scale={drawing.guidance_scale:g}"
+    said = f"{design.prompt!r}, negative_prompt={design.negative_prompt!r}"
+    said += f", width={design.width}, height={design.height}, num_inference_steps={design.num_inference_steps}"
+    said += f", guidance_scale={design.guidance_scale:g}"
     return f'{head}pipeline({said}).images[0].save("design.png")\n'
 
 
@@ -153,7 +153,7 @@ def _about(told: Told) -> str:
         ("base model", _code(public_name(told.base_model))),
         ("rank, alpha", f"{facts.rank}, {facts.alpha:g}{kind}"),
         ("trained", _trained(facts)),
-        ("drawn at", f"{told.drawing.width} × {told.drawing.height} px, strength {told.drawing.lora_scale:g}"),
+        ("drawn at", f"{told.design.width} × {told.design.height} px, strength {told.design.lora_scale:g}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"A LoRA for Stable Diffusion XL, made with Lace LoRA.\n\n| | |\n|---|---|\n{table}\n"
@@ -195,14 +195,12 @@ def _pictures(samples: Sequence[Sample]) -> str:
 
 
 def _use(told: Told) -> str:
-    lora, drawing = told.drawing.lora_file, told.drawing
-    checkpoints = _code(checkpoint_of(drawing.base_model))
-    if drawing.is_refined:
-        checkpoints += f" and {_code(checkpoint_of(drawing.refiner_model))}"
+    lora, design = str(told.design.lora_name), told.design
+    checkpoints = " and ".join(_code(one) for one in (design.checkpoint, design.refiner) if one)
     word = ""
-    if drawing.embedding:
+    if design.embedding:
         word = f" The word it learnt lies in a file of its own: copy `concept_token.safetensors` to " \
-               f"`models/embeddings/{drawing.embedding}.safetensors`, and write `embedding:{drawing.embedding}` in " \
+               f"`models/embeddings/{design.embedding}.safetensors`, and write `embedding:{design.embedding}` in " \
                "prompts."  # fmt: skip
     if told.facts.use_dora:
         word += " ComfyUI computes DoRA a little differently from diffusers, so pictures differ a little there."
@@ -212,7 +210,7 @@ def _use(told: Told) -> str:
         f"checkpoint {checkpoints}; choose yours where it has another name. `comfyui_workflow_api.json` is the same "
         f"for programs.{word}\n\n"
         f"**A1111, Forge and the like**: copy `{lora}` to `models/Lora` and write "
-        f"{_code(f'<lora:{Path(lora).stem}:{drawing.lora_scale:g}> {drawing.prompt}')}.\n\n"
+        f"{_code(f'<lora:{Path(lora).stem}:{design.lora_scale:g}> {design.prompt}')}.\n\n"
         '**diffusers**, in this folder (on a GPU add `.to("cuda")` to the pipeline):\n\n'
         f"```python\n{example(told)}```\n\n"
         "**Lace LoRA**: `lace-lora import` with the path of this folder."

@@ -119,6 +119,7 @@ LEVELS = {
     "adapter": 5,
     "archives": 2,
     "workflow": 1,
+    "workflow_page": 2,
     "model_card": 6,
     "hub": 3,
     "package": 9,

@@ -167,20 +167,19 @@ def test_a_node_that_the_server_refuses_is_named_with_what_to_do(there, fake, mo
 
 
 def workflow_of(config):
-    from dataclasses import replace
+    from lace_lora import workflow
 
-    from lace_lora.backends import comfy_workflow
-
-    design = comfy_workflow.Design(
-        "sd_xl_base_1.0.safetensors", "lace", 1, 32, 32, refiner="sd_xl_refiner_1.0.safetensors"
-    )
-    return comfy_workflow.design(replace(design, steps=config.num_inference_steps)).workflow
+    design = workflow.Design(
+        "sd_xl_base_1.0.safetensors", "lace", 1, 32, 32, refiner="sd_xl_refiner_1.0.safetensors",
+        num_inference_steps=config.num_inference_steps,
+    )  # fmt: skip
+    return workflow.design(design).workflow
 
 
 def test_nodes_that_an_old_server_lacks_are_named_before_anything_is_queued(there, fake):
     """C1."""
-    del fake.info["CLIPTextEncodeSDXLRefiner"]
-    with pytest.raises(BackendError, match="lacks the nodes CLIPTextEncodeSDXLRefiner. Update it."):
+    del fake.info["KSamplerAdvanced"]
+    with pytest.raises(BackendError, match="lacks the nodes KSamplerAdvanced. Update it."):
         quiet_run(there())
     assert len(quiet_run(there(refine="none"))) == 3 and len(fake.asked) == 3
 
@@ -337,7 +336,7 @@ def test_a_learnt_word_is_asked_for_by_name_and_stands_in_the_prompt(there, fake
     fake.words.append(word)
     quiet_run(there(num_images=1, refine="none"))
     prompt = fake.prompts[fake.asked[0]]
-    told = next(node["inputs"]["text_g"] for node in prompt.values() if "text_g" in node["inputs"])
+    told = next(node["inputs"]["text"] for node in prompt.values() if "text" in node["inputs"])
     assert f"embedding:{word}" in told and "<lace>" not in told
 
 

@@ -15,12 +15,25 @@ import torch
 import yaml
 from PIL import Image
 
-from lace_lora import adapter, config_text, demo, hub, inference, main, model_card, package, report, stars, workflow
+from lace_lora import (
+    adapter,
+    config_text,
+    demo,
+    hub,
+    inference,
+    main,
+    model_card,
+    package,
+    report,
+    stars,
+    workflow_page,
+)
 from lace_lora.config import Config, load
 from lace_lora.errors import AdapterError, LaceError
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
 from lace_lora.scores import CopyCheck, Evaluation, Nearest
+from lace_lora.workflow import Design
 from tests.conftest import read_pixels
 from tests.drawing import picture_at
 from tests.test_adapter import output_of, unet_of
@@ -356,7 +369,7 @@ def test_the_example_for_a_learnt_word_loads_it_into_both_encoders(
         number = tokenizer.convert_tokens_to_ids("<lace>")
         assert (encoder.get_input_embeddings().weight[number] == value).all()
     flow = json.loads((made.folder / "comfyui_workflow_api.json").read_text(encoding="utf-8"))
-    assert flow["4"]["inputs"]["text"] == "embedding:word_word"
+    assert next(node["inputs"]["text"] for node in flow.values() if "text" in node["inputs"]) == "embedding:word_word"
     assert "models/embeddings/word_word.safetensors" in (made.folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -400,62 +413,29 @@ def test_without_an_adapter_there_is_nothing_to_pack(tmp_path: Path) -> None:
 # -- the workflow --
 
 
-def drawing(**changes: Any) -> workflow.Drawing:
-    known = workflow.Drawing(
-        "a rosette", "a rosette", "blurred", 7, 512, 768, 30, 5.0, "dpmpp_2m_karras", 0.8, "none", 0.85, 0.3,
-        "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-refiner-1.0", "lace.safetensors",
+def test_the_workflow_draws_as_the_run_drew(run: RunFolder) -> None:
+    """P25: prompt, seed, size, sampler and refiner of the first sample; both forms are the same steps."""
+    made = package.run(run, say=silent)
+    api = json.loads((made.folder / "comfyui_workflow_api.json").read_text(encoding="utf-8"))
+    page = json.loads((made.folder / "comfyui_workflow.json").read_text(encoding="utf-8"))
+    assert page == workflow_page.laid_out(api)
+    row = json.loads(run.sheet("sheet").manifest.read_text().splitlines()[0])
+    assert package.design_of(adapter.load(run.root), "lace", [model_card.Sample("", row)], load(run.config)) == Design(
+        "tiny-sdxl.safetensors", row["prompt"], row["seed"], 32, 32, row["negative_prompt"], 4, row["guidance_scale"],
+        row["scheduler"], "lace.safetensors", row["lora_scale"], 0.0, "tiny-refiner.safetensors", row["refiner_prompt"],
+        row["refine"], 0.5, row["refine_strength"] or load(run.config).refine_strength, "lace",
+        concept_token="<lace>",
     )  # fmt: skip
-    return replace(known, **changes)
+    saved = [node["inputs"]["filename_prefix"] for node in api.values() if node["class_type"] == "SaveImage"]
+    assert saved == ["lace_base", "lace_refined"]
 
 
-@pytest.mark.parametrize("refine", ["none", "img2img", "ensemble"])
-@pytest.mark.parametrize("predicts_v", [False, True])
-def test_both_forms_of_the_workflow_are_the_same_steps(refine: str, predicts_v: bool) -> None:
-    """P25, C1: the editor's form, read as ComfyUI's page reads it, gives the API's."""
-    told = drawing(refine=refine, predicts_v=predicts_v)
-    api, editor = workflow.as_api(told, "lace"), workflow.as_editor(told, "lace")
-    links = {link[0]: link for link in editor["links"]}
-    again = {}
-    for node in editor["nodes"]:
-        values = [value for value in node["widgets_values"] if value != "fixed"]
-        fields = [
-            name
-            for name in api[str(node["id"])]["inputs"]
-            if not isinstance(api[str(node["id"])]["inputs"][name], list)
-        ]
-        order = workflow._SOCKETS[node["type"]][1]
-        assert sorted(fields) == sorted(order)
-        inputs: dict[str, Any] = dict(zip(order, values, strict=True))
-        for slot in node["inputs"]:
-            _, source, output, target, _, kind = links[slot["link"]]
-            giver = next(one for one in editor["nodes"] if one["id"] == source)
-            assert target == node["id"] and kind == slot["type"] == giver["outputs"][output]["type"]
-            assert slot["link"] in giver["outputs"][output]["links"] and giver["order"] < node["order"]
-            inputs[slot["name"]] = [str(source), output]
-        again[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
-    assert again == api
-    assert len({tuple(node["pos"]) for node in editor["nodes"]}) == len(editor["nodes"])
-
-
-def test_the_workflow_draws_as_the_run_drew() -> None:
-    """P25: LoRA, trigger word, size, sampler, negative prompt; the refiner where the run used it, without the LoRA."""
-    api = workflow.as_api(drawing(refine="ensemble", refiner_prompt="a textile"), "lace")
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for node in api.values():
-        by_kind.setdefault(node["class_type"], []).append(node["inputs"])
-    assert by_kind["LoraLoader"][0]["lora_name"] == "lace.safetensors"
-    assert by_kind["LoraLoader"][0]["strength_model"] == by_kind["LoraLoader"][0]["strength_clip"] == 0.8
-    assert by_kind["EmptyLatentImage"] == [{"width": 512, "height": 768, "batch_size": 1}]
-    assert [one["text"] for one in by_kind["CLIPTextEncode"]] == ["a rosette", "blurred", "a textile", "blurred"]
-    first, then = by_kind["KSamplerAdvanced"]
-    assert (first["end_at_step"], then["start_at_step"], then["end_at_step"]) == (26, 26, 30)
-    assert (first["sampler_name"], first["scheduler"], first["cfg"]) == ("dpmpp_2m", "karras", 5.0)
-    assert (first["return_with_leftover_noise"], then["add_noise"]) == ("enable", "disable")
-    names = [one["ckpt_name"] for one in by_kind["CheckpointLoaderSimple"]]
-    assert names == ["sd_xl_base_1.0.safetensors", "sd_xl_refiner_1.0.safetensors"]
-    assert api[then["model"][0]]["inputs"]["ckpt_name"] == names[1]  # the LoRA is never on the refiner
-    plain = workflow.as_api(drawing(), "lace")
-    assert [node["class_type"] for node in plain.values()].count("CheckpointLoaderSimple") == 1
+def test_a_run_that_was_not_refined_asks_for_one_checkpoint(bare: RunFolder) -> None:
+    """P25."""
+    bare.config.write_text("prompts: [a rosette]\nrefine: none\n", encoding="utf-8")
+    made = package.run(bare, say=silent)
+    api = json.loads((made.folder / "comfyui_workflow_api.json").read_text(encoding="utf-8"))
+    assert [node["class_type"] for node in api.values()].count("CheckpointLoaderSimple") == 1
 
 
 def test_markdown_shows_prompts_letter_by_letter() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 from lace_lora.backends import Say, Trained, Training, comfy_server, dataset, records
 from lace_lora.backends.comfy_server import Server
-from lace_lora.backends.comfy_workflow import Link, Workflow
 from lace_lora.config import Config
 from lace_lora.errors import BackendError
 from lace_lora.run_folder import RunFolder
+from lace_lora.workflow import Link, Workflow
 
 LORA = "LORA_MODEL"
 CANNOT = (
