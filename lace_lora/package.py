@@ -147,7 +147,9 @@ def design_of(lora: Adapter, name: str, samples: list[Sample], settings: Config 
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "lora_scale", "refine")
     known: dict[str, Any] = {one: getattr(said, one) for one in (*names, "refiner_start", "refine_strength", "seed")}
     known |= {
-        "prompt": facts.instance_prompt or facts.concept_token or said.instance_prompt,
+        "prompt": facts.instance_prompt
+        or facts.concept_token
+        or (said.instance_prompt if facts.versions else said.class_prompt),
         "refiner_prompt": facts.class_prompt or said.class_prompt,
         "width": said.width or facts.resolution or 1024,
         "height": said.height or facts.resolution or 1024,
@@ -249,10 +251,8 @@ def _settings(folder: RunFolder) -> Config | None:
 
 
 def _base_model(lora: Adapter, settings: Config | None) -> str:
-    """What the adapter was made for; of another trainer's file, which may not say it, what it is drawn with here."""
-    if lora.facts.versions or settings is None:
-        return lora.facts.base_model
-    return settings.pretrained_model
+    """What the adapter was made for; of another trainer's file, which seldom says it, what it is drawn with here."""
+    return lora.facts.base_model if lora.facts.versions else (settings or Config()).pretrained_model
 
 
 def _evaluation(folder: RunFolder, lora: Adapter) -> tuple[Evaluation | None, bool]:
@@ -278,11 +278,13 @@ def _is_there(folder: RunFolder, sums: Mapping[str, str]) -> bool:
 
 def _set_aside(folder: RunFolder, say: Say) -> None:
     """Keep what a person changed or put into the package's folder."""
+    if not folder.package.is_dir():
+        return
     try:
         told = checkpoint.marked_sums(folder.package)
-        now = {name: sha for name, sha in checkpoint.sums_of(folder.package).items() if name != checkpoint.MARKER}
     except (OSError, ValueError):
-        return
+        told = {}  # somebody took the marker away, and nobody knows what else
+    now = {name: sha for name, sha in checkpoint.sums_of(folder.package).items() if name != checkpoint.MARKER}
     if all(told.get(name) == sha for name, sha in now.items()):
         return
     number = 1

@@ -173,7 +173,7 @@ LEVELS = {
     "finishing": 7,
     "wanted": 8,
     "backends": 10,
-    "landing": 6,
+    "landing": 7,
     "order": 9,
     "elsewhere": 11,
     "elsewhere_training": 11,

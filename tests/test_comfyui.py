@@ -160,6 +160,8 @@ def test_a_node_that_the_server_refuses_is_named_with_what_to_do(there, fake, mo
     monkeypatch.setattr(comfyui, "put_lora", lambda *given: "gone.safetensors")
     with pytest.raises(BackendError, match=r"node 2 \(LoraLoader\), lora_name 'gone.safetensors': Value not in list"):
         quiet_run(there())
+    record = RunFolder.of(there()).sheet(there().sheet_name).elsewhere
+    assert not record.exists() or not json.loads(record.read_text())["prompts"]  # nothing to be followed
     monkeypatch.undo()
     fake.info["KSamplerAdvanced"]["input"]["required"]["steps"][1]["max"] = 1
     with pytest.raises(BackendError, match=r"\(KSamplerAdvanced\), steps '4': Value out of its bounds. Update ComfyUI"):
@@ -236,23 +238,34 @@ def test_a_server_that_is_gone_is_a_sentence_and_nothing_is_lost(there, fake, mo
     assert any("trying again for a while" in line for line in said)
 
 
-def test_another_program_at_that_address_is_a_sentence(there):
-    """C1."""
+@pytest.mark.parametrize(
+    ("status", "body", "more"),
+    [
+        (200, b"<html>", ""),
+        (200, b"[1]", ""),
+        (200, b'{"system": "x", "devices": []}', ""),
+        (404, b"no", ""),
+        (301, b"", " It sends on to https://other/."),
+    ],
+)
+def test_another_program_at_that_address_is_a_sentence(there, status, body, more):
+    """C1: a page, a list, another program's status, nothing, a proxy that sends on."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
     class Other(BaseHTTPRequestHandler):
         def do_GET(self):  # noqa: N802
-            self.send_response(200)
+            self.send_response(status)
+            self.send_header("Location", "https://other/")
             self.end_headers()
-            self.wfile.write(b"<html>")
+            self.wfile.write(body)
 
         def log_message(self, *_):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Other)
     Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.raises(BackendError, match="answers, but not as ComfyUI does. Correct backend_url"):
+    with pytest.raises(BackendError, match=f"answers, but not as ComfyUI does.{more} Correct backend_url"):
         quiet_run(there(backend_url=f"http://127.0.0.1:{server.server_address[1]}"))
     server.shutdown()
     server.server_close()

@@ -329,6 +329,49 @@ def test_the_verdict_is_told_as_it_was_found_also_where_it_is_of_an_earlier_lora
     assert "measured on an earlier state of the LoRA" in text
 
 
+def test_the_card_of_somebody_elses_lora_claims_nothing_for_us(tiny_sdxl: Path, tmp_path: Path) -> None:
+    """P25: maker, base model, trigger and licence are not known; the example names a model that there is."""
+    folder = RunFolder(tmp_path / "friend")
+    lora = made_lora(tiny_sdxl, folder, resolution=0, concept_token="", instance_prompt="")
+    adapter.save(lora.state, folder, replace(lora.facts, versions={}, base_model="not stated in the file"))
+    made = package.run(folder, say=silent)
+    text = (made.folder / "README.md").read_text(encoding="utf-8")
+    assert "made with another program and packed by Lace LoRA" in text and "| trained | with another program |" in text
+    assert "The licence of the base model is not known" in text and "the licence that its maker gave it" in text
+    assert not {"instance_prompt", "base_model"} & front_matter(text).keys() and "<myspecialstyle>" not in text
+    assert "from_pretrained('stabilityai/stable-diffusion-xl-base-1.0')" in (made.folder / "example.py").read_text()
+    assert "asks for the checkpoint `sd_xl_base_1.0.safetensors`" in text
+
+
+def test_the_card_of_a_rehearsal_says_that_no_other_program_draws_with_it(tmp_path: Path) -> None:
+    """P25."""
+    folder = RunFolder(tmp_path / "demo")
+    lora = made_lora(demo.base_dir(), folder, resolution=64, prediction_type="v_prediction", layers_per_block=1)
+    adapter.save(lora.state, folder, replace(lora.facts, base_model="lace-demo"))
+    text = (package.run(folder, say=silent).folder / "README.md").read_text(encoding="utf-8")
+    assert "A rehearsal: a LoRA for the miniature model" in text and "cannot load the miniature model" in text
+    assert "Stable Diffusion XL" not in text and "models/loras" not in text
+
+
+def test_strength_and_repeats_of_the_samples_are_told(run: RunFolder) -> None:
+    """P25: the example draws at the samples' strength; seamless repeats it cannot draw."""
+    manifest = run.sheet("sheet").manifest
+    rows = [json.loads(line) | {"lora_scale": 0.8, "repeat": "half-drop"} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = package.run(run, say=silent)
+    assert 'cross_attention_kwargs={"scale": 0.8}' in (made.folder / "example.py").read_text()
+    assert "seamless repeats (half-drop): these Lace LoRA alone draws" in (made.folder / "README.md").read_text()
+
+
+def test_a_package_without_its_marker_is_kept_too(run: RunFolder) -> None:
+    """P25: nobody knows what a person changed in it."""
+    made = package.run(run, say=silent)
+    (made.folder / "complete.json").unlink()
+    (made.folder / "README.md").write_text("my own words")
+    package.run(run, say=silent)
+    assert (run.root / "package-changed-1/README.md").read_text() == "my own words"
+
+
 # -- the example --
 
 
@@ -440,5 +483,5 @@ def test_a_run_that_was_not_refined_asks_for_one_checkpoint(bare: RunFolder) -> 
 
 def test_markdown_shows_prompts_letter_by_letter() -> None:
     """P25: a token in angle brackets would vanish as HTML, a backtick would end the code."""
-    assert model_card._code("a `b` <c>|d") == "`` a `b` <c>\\|d ``" and model_card._code("") == "empty"
+    assert model_card._code("a `b` <c>|d") == "`` a `b` <c>|d ``" and model_card._code("") == "empty"
     assert re.fullmatch(r"\\<b\\> \\\[x\\\]", model_card._plain("<b> [x]"))

@@ -262,6 +262,7 @@ def test_a_stop_leaves_the_training_running_there_and_cancel_ends_it(fake, setti
     assert main.run(line) == 0
     assert "is canceled; what it took until now is billed" in capsys.readouterr().out
     assert next(iter(fake.trainings.values()))["status"] == "canceled"
+    assert [one.state for one in runs.jobs(settings().lora_output_dir)] == ["stopped"]
     assert main.run(line) == 1
     assert "No training of" in capsys.readouterr().err
 

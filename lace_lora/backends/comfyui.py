@@ -205,7 +205,11 @@ class _Desk:
             self.adopted.add(one.index)
             return
         kept = self._keep(one, same | {"id": str(uuid.uuid4())})
-        number = comfy_server.queue(self.server, drawing.workflow, kept["id"])
+        try:
+            number = comfy_server.queue(self.server, drawing.workflow, kept["id"])
+        except comfy_server.Refused:
+            self.forget(one)  # there is nothing to be followed
+            raise
         if number != kept["id"]:  # an older server, which gives numbers of its own
             self._keep(one, kept | {"id": number})
 

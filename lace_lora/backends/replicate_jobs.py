@@ -34,6 +34,7 @@ from lace_lora.backends import (
 from lace_lora.backends.packages import needed
 from lace_lora.backends.replicate_client import Account, call
 from lace_lora.config import Config
+from lace_lora.counting import counted
 from lace_lora.errors import BackendError, SettingsError
 from lace_lora.presets import Settled
 from lace_lora.run_folder import RunFolder
@@ -144,7 +145,8 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
         )
     if config.refine != "none":
         say("! Replicate gives one picture a design, so nothing is refined.")
-    _agree(config, trainers.drawing_cost(row, config.num_images), f"{config.num_images} designs", say)
+    _agree(config, trainers.drawing_cost(row, config.num_images), counted(config.num_images, "design"), say)
+    replicate_client.connect(say)  # without a key no sheet is begun
     return Models(version, "", "elsewhere")
 
 
