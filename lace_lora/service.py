@@ -233,14 +233,6 @@ class Service:
             drawn, refined = made.get(STAGES[0], 0), made.get(STAGES[1], 0)
             return Progress(drawn, refined, finished, self._share(work), 0, self._left(job.id))
 
-    def wait(self, id: str, seconds: float) -> Job | None:
-        """A request once it is over, or as it is after that time."""
-        end = monotonic() + seconds
-        with self._change:
-            while (job := self._jobs.get(id)) is not None and not job.is_over and monotonic() < end:
-                self._change.wait(min(0.2, seconds))
-            return self._jobs.get(id)
-
     # -- the worker --
 
     def _draw_all(self) -> None:
