@@ -258,7 +258,8 @@ def _find(path: Path) -> Path:
     if RunFolder(path).adapter_for_tools.is_file():
         raise AdapterError(
             f"The LoRA of {path} was trained elsewhere and is in another program's format: "
-            f"{RunFolder(path).adapter_for_tools}. Draw with the backend that trained it, such as --backend comfyui."
+            f"{RunFolder(path).adapter_for_tools}. Draw with the backend that trained it, such as --backend comfyui, "
+            f"or bring it in here: lace-lora import {RunFolder(path).adapter_for_tools} --run-name {path.name}-here"
         )
     raise AdapterError(
         f"No adapter in {path}. Train one first (lace-lora train, or notebook 03), "

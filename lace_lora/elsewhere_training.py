@@ -53,7 +53,8 @@ def run(config: Config, place: Place, say: Say = print) -> Adapter:
         if trained is None:
             drive.deliver()
             raise KeyboardInterrupt  # stopped: there is no LoRA to return
-        found = landing.land(folder, trained.data, _facts(settings, record, trained))
+        facts, base = _facts(settings, record, trained), settings.pretrained_model
+        found = landing.land(folder, trained.data, facts, base_model=base, say=say)
         record.tell("finished", step=int(settings.max_train_steps), made_by=trained.made_by, error=None)
         records.forget(folder.elsewhere)
         drive.finish()

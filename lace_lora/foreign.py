@@ -5,7 +5,9 @@ Trigger word, base model and recommended strength come from its metadata and fro
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ def read(path: str | Path, base_model: str | None = None) -> Foreign:
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        return _own(adapters.load(file))
+        return _own(_of_folder(file))
     if not file.is_file():
         raise AdapterError(f"No LoRA file {printable(file)}. Give the path of a .safetensors file, or a run's folder.")
     if file.suffix.casefold() != ".safetensors":
@@ -95,21 +97,22 @@ def read(path: str | Path, base_model: str | None = None) -> Foreign:
             f"{printable(file)} is no .safetensors file. Others (.pt, .ckpt, .bin) can run code and are not read; "
             "have the tool that wrote it save it as safetensors."
         )
-    tensors, header = _opened(file)
+    shapes, header = _opened(file)
     own = _own_facts(header)
     if own is not None and own.learns_token:
         return _own(_with_token(file, own))
     model = base_model if base_model and folders.is_here(base_model) else None
     layers = foreign_names.model_layers(model)
-    named = foreign_names.read(tensors, layers, foreign_names.layers_per_block(model))
+    named = foreign_names.read(shapes, layers, foreign_names.layers_per_block(model))
+    tensors = _taken(file, [name for roles in named.layers.values() for name in roles.values()])
     found, left_out = _fitting(file, tensors, named, layers)
-    shapes = {name: tuple(one.shape) for name, one in tensors.items()}
     words = foreign_words.read(file, header)
     _check_enough(file, shapes, len(found), len(named.layers), left_out, words)
     strengths = {
         place: _strength(one.down.shape[0], tensors, named.layers[place], header, place) for place, one in found.items()
     }
-    adapter = _adapter(file, found, strengths, _known(own, words), layers)
+    known = replace(_known(own, words), layers_per_block=foreign_names.layers_per_block(model))
+    adapter = _adapter(file, found, strengths, known, layers)
     counts = {part: sum(place[0] == part for place in found) for part in foreign_names.PARTS}
     return Foreign(adapter, naming.format_of(shapes), words, counts, left_out)
 
@@ -164,10 +167,34 @@ def _with_token(file: Path, own: AdapterFacts) -> Adapter:
     return adapters.load(whole)
 
 
-def _opened(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _of_folder(folder: Path) -> Adapter:
+    """Of a package or a run; of a folder with LoRA files of any tool, which one is meant must be said."""
     try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})
+        return adapters.load(folder)
+    except AdapterError:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        if not names:
+            raise
+        listed = ", ".join(map(printable, names[:NAMED])) + (", …" if len(names) > NAMED else "")
+        raise AdapterError(f"{printable(folder)} is no package and no run. Name one of its files: {listed}.") from None
+
+
+def _opened(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shape of each tensor and the metadata; no tensor is read: the file may be a model of many gigabytes."""
+    with _readable(file), safe_open(file, framework="pt") as opened:
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+        return shapes, dict(opened.metadata() or {})
+
+
+def _taken(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    with _readable(file), safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in names}
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise AdapterError(f"{printable(file)} is damaged or no safetensors file ({reason}). Copy it again.") from error
@@ -208,6 +235,11 @@ def _check_enough(
     misfit = sum(map(len, left_out.values()))
     if fitting and len(shapes) - misfit >= len(shapes) / 2:
         return
+    if _is_whole_model(shapes):
+        raise AdapterError(
+            f"{printable(file)} is a whole model and no LoRA: {counted(len(shapes), 'tensor')}, such as "
+            f"{sorted(shapes)[0]}. Choose the file of a LoRA, which is a few hundred megabytes at most."
+        )
     kind = naming.format_of(shapes)
     said = f" Its metadata says {words.architecture}." if words.architecture else ""
     reasons = "; ".join(
@@ -217,6 +249,12 @@ def _check_enough(
         f"{printable(file)} does not fit SDXL: {fitting} of its layers do, of {len(shapes)} tensors. It looks like "
         f"{kind}.{said} {reasons}. Choose a LoRA that was made for SDXL."
     )
+
+
+def _is_whole_model(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether these are a network's own weights, as in a checkpoint or a part of a diffusers folder."""
+    weights = [name for name in shapes if name.endswith((".weight", ".bias"))]
+    return len(weights) >= len(shapes) / 2 and not any(re.search("lora|dora|hada|lokr|oft", name) for name in shapes)
 
 
 def _adapter(

@@ -19,6 +19,7 @@ PEFT_KEY = "lora_adapter_metadata"
 OFTEN = 0.9  # a tag in so many of the captions of the most frequent one is a trigger too
 MOST_TRIGGERS = 5
 LONGEST = 120  # characters of a text that are shown
+MOST_REPEATS = 2  # signs of repetition in a pattern
 _REPEATS = re.compile(r"\d+_(.+)")  # kohya's folders: how often a picture counts, then the word
 
 
@@ -94,6 +95,9 @@ def _triggers(header: Mapping[str, str], beside: Mapping[str, Any]) -> list[str]
 
 
 def _means(pattern: str, layer: str) -> bool:
+    """Whether a pattern of PEFT means a layer. One that a computer might never come to the end of is a mere name."""
+    if len(pattern) > LONGEST or len(re.findall(r"[*+?{]", pattern)) > MOST_REPEATS or re.search(r"\)[*+?{]", pattern):
+        return pattern == layer
     try:
         return re.match(rf"(.*\.)?({pattern})$", layer) is not None
     except re.error:

@@ -16,7 +16,7 @@ from lace_lora.counting import counted
 from lace_lora.demo import MODEL as DEMO_MODEL
 from lace_lora.file_names import public_name
 from lace_lora.scores import Evaluation
-from lace_lora.workflow import Drawing, checkpoint_of
+from lace_lora.workflow import Design
 
 # Licences as Hugging Face abbreviates them, of models that say so themselves on their pages.
 LICENCES = {
@@ -34,6 +34,7 @@ TAGS = [
     "stable-diffusion-xl-diffusers",
 ]
 _HOW = {"num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler", "lora_scale": "strength"}
+_BAR = "\\|"
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -49,7 +50,7 @@ class Sample:
 class Told:
     """All that a card is written from.
 
-    base_model   as the adapter was made for it, folder or name
+    base_model   with which it draws, folder or name: the one that it was made for, where that is known
     evaluation   None where nothing was measured
     is_measured_now  whether it measured this very LoRA, and not an earlier state of it
     files        what lies in the package, with what each is for
@@ -58,11 +59,21 @@ class Told:
     name: str
     base_model: str
     facts: AdapterFacts
-    drawing: Drawing
+    design: Design
     samples: Sequence[Sample]
     evaluation: Evaluation | None
     is_measured_now: bool
     files: Mapping[str, str]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was trained by this program, which says of what it is made."""
+        return bool(self.facts.versions)
+
+    @property
+    def made_for(self) -> str:
+        """The base model that it was made for, as its file says it."""
+        return self.base_model if self.is_ours else self.facts.base_model
 
 
 def write(told: Told) -> str:
@@ -93,7 +104,7 @@ def is_published(base_model: str) -> bool:
 def example(told: Told) -> str:
     """Three lines of Python that draw with the LoRA, for a folder into which the package was unpacked."""
     base = public_name(told.base_model)
-    weights, drawing = "pytorch_lora_weights.safetensors", told.drawing
+    weights, design = "pytorch_lora_weights.safetensors", told.design
     head = "from diffusers import AutoPipelineForText2Image\n"
     where = repr(base)
     if told.base_model == DEMO_MODEL:
@@ -103,9 +114,11 @@ def example(told: Told) -> str:
     head += f'pipeline.load_lora_weights(".", weight_name="{weights}")\n'
     if told.facts.learns_token:
         head += _word(told.facts.concept_token)
-    said = f"{drawing.prompt!r}, negative_prompt={drawing.negative_prompt!r}"
-    said += f", width={drawing.width}, height={drawing.height}, num_inference_steps={drawing.num_inference_steps}"
-    said += f", guidance_scale={drawing.guidance_scale:g}"
+    said = f"{design.prompt!r}, negative_prompt={design.negative_prompt!r}"
+    said += f", width={design.width}, height={design.height}, num_inference_steps={design.num_inference_steps}"
+    said += f", guidance_scale={design.guidance_scale:g}"
+    if design.lora_scale != 1:
+        said += f', cross_attention_kwargs={{"scale": {design.lora_scale:g}}}'
     return f'{head}pipeline({said}).images[0].save("design.png")\n'
 
 
@@ -132,14 +145,15 @@ def _front_matter(told: Told) -> str:
         }
         for one in told.samples
     ]
-    named: dict[str, Any] = {"base_model": told.base_model} if is_published(told.base_model) else {}
+    named: dict[str, Any] = {"base_model": told.made_for} if is_published(told.made_for) else {}
     named |= {"widget": widget} if widget else {}
+    called = told.facts.instance_prompt or told.facts.concept_token
+    named |= {"instance_prompt": called} if called else {}
     data = ModelCardData(
-        license=licence_of(told.base_model),
+        license=licence_of(told.made_for),
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=TAGS,
-        instance_prompt=told.facts.instance_prompt or told.facts.concept_token,
         **named,
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -150,13 +164,20 @@ def _about(told: Told) -> str:
     kind = "".join([", DoRA" if facts.use_dora else "", ", rsLoRA" if facts.use_rslora else ""])
     rows = [
         ("write in a prompt", _code(token) if token else "not known"),
-        ("base model", _code(public_name(told.base_model))),
+        ("base model", _code(public_name(told.made_for))),
+        *([] if told.is_ours else [("drawn here with", _code(public_name(told.base_model)))]),
         ("rank, alpha", f"{facts.rank}, {facts.alpha:g}{kind}"),
         ("trained", _trained(facts)),
-        ("drawn at", f"{told.drawing.width} × {told.drawing.height} px, strength {told.drawing.lora_scale:g}"),
+        ("drawn at", f"{told.design.width} × {told.design.height} px, strength {told.design.lora_scale:g}"),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"A LoRA for Stable Diffusion XL, made with Lace LoRA.\n\n| | |\n|---|---|\n{table}\n"
+    # In a table a bar ends a cell, in code too.
+    table = "\n".join(f"| {name} | {value.replace('|', _BAR)} |" for name, value in rows)
+    what = "A LoRA for Stable Diffusion XL, made with Lace LoRA."
+    if told.base_model == DEMO_MODEL:
+        what = "A rehearsal: a LoRA for the miniature model that ships with Lace LoRA. No other model can draw with it."
+    elif not told.is_ours:
+        what = "A LoRA for Stable Diffusion XL, made with another program and packed by Lace LoRA."
+    return f"{what}\n\n| | |\n|---|---|\n{table}\n"
 
 
 def _trained(facts: AdapterFacts) -> str:
@@ -195,24 +216,30 @@ def _pictures(samples: Sequence[Sample]) -> str:
 
 
 def _use(told: Told) -> str:
-    lora, drawing = told.drawing.lora_file, told.drawing
-    checkpoints = _code(checkpoint_of(drawing.base_model))
-    if drawing.is_refined:
-        checkpoints += f" and {_code(checkpoint_of(drawing.refiner_model))}"
+    lora, design = str(told.design.lora_name), told.design
+    checkpoints = " and ".join(_code(one) for one in (design.checkpoint, design.refiner) if one)
     word = ""
-    if drawing.embedding:
+    if design.embedding:
         word = f" The word it learnt lies in a file of its own: copy `concept_token.safetensors` to " \
-               f"`models/embeddings/{drawing.embedding}.safetensors`, and write `embedding:{drawing.embedding}` in " \
+               f"`models/embeddings/{design.embedding}.safetensors`, and write `embedding:{design.embedding}` in " \
                "prompts."  # fmt: skip
     if told.facts.use_dora:
         word += " ComfyUI computes DoRA a little differently from diffusers, so pictures differ a little there."
-    return (
-        "## How it is used\n\n"
+    others = (
         f"**ComfyUI**: copy `{lora}` to `models/loras`, then drop `comfyui_workflow.json` on the page. It asks for the "
         f"checkpoint {checkpoints}; choose yours where it has another name. `comfyui_workflow_api.json` is the same "
         f"for programs.{word}\n\n"
         f"**A1111, Forge and the like**: copy `{lora}` to `models/Lora` and write "
-        f"{_code(f'<lora:{Path(lora).stem}:{drawing.lora_scale:g}> {drawing.prompt}')}.\n\n"
+        f"{_code(f'<lora:{Path(lora).stem}:{design.lora_scale:g}> {design.prompt}')}."
+    )
+    if told.base_model == DEMO_MODEL:
+        others = "**ComfyUI, A1111 and the like** cannot load the miniature model; what lies here for them shows " \
+                 "what a LoRA for SDXL would bring along."  # fmt: skip
+    repeats = sorted({str(one.details.get("repeat")) for one in told.samples} - {"None", "none"})
+    if repeats:
+        others += f"\n\nThe samples are seamless repeats ({', '.join(repeats)}): these Lace LoRA alone draws."
+    return (
+        f"## How it is used\n\n{others}\n\n"
         '**diffusers**, in this folder (on a GPU add `.to("cuda")` to the pipeline):\n\n'
         f"```python\n{example(told)}```\n\n"
         "**Lace LoRA**: `lace-lora import` with the path of this folder."
@@ -224,10 +251,16 @@ def _files(files: Mapping[str, str]) -> str:
 
 
 def _rights(told: Told) -> str:
-    licence, base = licence_of(told.base_model), _code(public_name(told.base_model))
+    licence, base = licence_of(told.made_for), _code(public_name(told.made_for))
     stated = (
         f"{base} is under the licence {_code(licence)}" if licence != UNKNOWN else f"The licence of {base} is not known"
     )
+    if not told.is_ours:
+        stated = "The licence of the base model is not known" if licence == UNKNOWN else stated
+        return (
+            f"## Rights\n\n{stated}; it binds what is drawn with this LoRA too, and so does the licence that its maker "
+            "gave it: ask for both before you pass it on."
+        )
     return (
         f"## Rights\n\n{stated}; it binds what is drawn with this LoRA too. The photographs that were learnt from are "
         "not part of this package, and their rights stay with their owner."
@@ -236,7 +269,7 @@ def _rights(told: Told) -> str:
 
 def _code(text: str) -> str:
     """A text as Markdown shows it letter by letter; <tokens> would vanish as HTML."""
-    line = " ".join(text.split()).replace("|", "\\|")
+    line = " ".join(text.split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if "`" in line else ""
     return f"{fence}{space}{line}{space}{fence}" if line else "empty"

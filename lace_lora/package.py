@@ -29,6 +29,7 @@ from lace_lora import (
     schedule,
     stars,
     workflow,
+    workflow_page,
 )
 from lace_lora.adapter import Adapter
 from lace_lora.config import Config, load
@@ -37,7 +38,7 @@ from lace_lora.file_names import printable, public_name
 from lace_lora.model_card import Sample
 from lace_lora.run_folder import RunFolder
 from lace_lora.scores import Evaluation
-from lace_lora.workflow import Drawing
+from lace_lora.workflow import Design
 
 SAMPLES = 6
 # Where a picture lay, and what names a file of the person's.
@@ -106,7 +107,7 @@ def run(
 def _write_all(place: Path, folder: RunFolder, lora: Adapter, shows_photographs: bool, say: Say) -> None:
     settings = _settings(folder)
     samples = list(_samples(place, folder, settings, shows_photographs, say))
-    drawing = drawing_of(lora, folder.name, samples, settings)
+    design = design_of(lora, folder.name, samples, settings)
     files = {
         folder.adapter_for_tools.name: "the LoRA for ComfyUI, A1111, Forge and the like",
         folder.adapter_weights.name: "the same LoRA for diffusers",
@@ -125,41 +126,46 @@ def _write_all(place: Path, folder: RunFolder, lora: Adapter, shows_photographs:
         text = report.page(folder, people=people, is_public=not shows_photographs)
         (place / REPORT).write_text(text, encoding="utf-8")
         files[REPORT] = "how it was trained and what was measured, on one page"
-    _write_json(place / WORKFLOW, workflow.as_editor(drawing, folder.name))
-    _write_json(place / API, workflow.as_api(drawing, folder.name))
+    drawing = workflow.design(design).workflow
+    _write_json(place / WORKFLOW, workflow_page.laid_out(drawing))
+    _write_json(place / API, drawing)
     files |= {WORKFLOW: "a workflow for ComfyUI's page", API: "the same for programs", EXAMPLE: "a first picture"}
     told = model_card.Told(
-        folder.name, _base_model(lora, settings), lora.facts, drawing, samples, *_evaluation(folder, lora), files
+        folder.name, _base_model(lora, settings), lora.facts, design, samples, *_evaluation(folder, lora), files
     )
     (place / EXAMPLE).write_text(model_card.example(told), encoding="utf-8")
     (place / README).write_text(model_card.write(told), encoding="utf-8")
 
 
-def drawing_of(lora: Adapter, name: str, samples: list[Sample], settings: Config | None) -> Drawing:
+def design_of(lora: Adapter, name: str, samples: list[Sample], settings: Config | None) -> Design:
     """With what a first picture is drawn: as the first sample was, else as the run's settings say.
 
     name  of the run, which is that of the LoRA's file
     """
     facts, said = lora.facts, settings or Config()
     first = samples[0].details if samples else {}
-    known: dict[str, Any] = {
-        "prompt": facts.instance_prompt or facts.concept_token or said.instance_prompt,
+    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "lora_scale", "refine")
+    known: dict[str, Any] = {one: getattr(said, one) for one in (*names, "refiner_start", "refine_strength", "seed")}
+    known |= {
+        "prompt": facts.instance_prompt
+        or facts.concept_token
+        or (said.instance_prompt if facts.versions else said.class_prompt),
         "refiner_prompt": facts.class_prompt or said.class_prompt,
-        "seed": said.seed,
         "width": said.width or facts.resolution or 1024,
         "height": said.height or facts.resolution or 1024,
-        "refiner_model": said.refiner_model,
     }
-    names = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "lora_scale", "refine")
-    known |= {one: getattr(said, one) for one in (*names, "refiner_start", "refine_strength")}
     known |= {one: first[one] for one in known if first.get(one) is not None}
-    known["refiner_model"] = public_name(str(known["refiner_model"]))
-    return Drawing(
+    known["scheduler"] = known["scheduler"] if known["scheduler"] in workflow.SAMPLERS else "dpmpp_2m"
+    refiner = public_name(str(first.get("refiner_model") or said.refiner_model))
+    return Design(
         **known,
-        base_model=public_name(_base_model(lora, settings)),
-        lora_file=RunFolder(Path(name)).adapter_for_tools.name,
+        checkpoint=workflow.checkpoint_of(public_name(_base_model(lora, settings))),
+        lora_name=RunFolder(Path(name)).adapter_for_tools.name,
+        text_scale=known["lora_scale"] if facts.train_text_encoder else 0.0,
+        refiner=workflow.checkpoint_of(refiner) if known["refine"] != "none" else None,
+        save_as=name,
         concept_token=facts.concept_token,
-        embedding=f"{name}_word" if facts.learns_token else "",
+        embedding=f"{name}_word" if facts.learns_token else None,
         predicts_v=facts.prediction_type == "v_prediction",
     )
 
@@ -245,10 +251,8 @@ def _settings(folder: RunFolder) -> Config | None:
 
 
 def _base_model(lora: Adapter, settings: Config | None) -> str:
-    """What the adapter was made for; of another trainer's file, which may not say it, what it is drawn with here."""
-    if lora.facts.versions or settings is None:
-        return lora.facts.base_model
-    return settings.pretrained_model
+    """What the adapter was made for; of another trainer's file, which seldom says it, what it is drawn with here."""
+    return lora.facts.base_model if lora.facts.versions else (settings or Config()).pretrained_model
 
 
 def _evaluation(folder: RunFolder, lora: Adapter) -> tuple[Evaluation | None, bool]:
@@ -274,11 +278,13 @@ def _is_there(folder: RunFolder, sums: Mapping[str, str]) -> bool:
 
 def _set_aside(folder: RunFolder, say: Say) -> None:
     """Keep what a person changed or put into the package's folder."""
+    if not folder.package.is_dir():
+        return
     try:
         told = checkpoint.marked_sums(folder.package)
-        now = {name: sha for name, sha in checkpoint.sums_of(folder.package).items() if name != checkpoint.MARKER}
     except (OSError, ValueError):
-        return
+        told = {}  # somebody took the marker away, and nobody knows what else
+    now = {name: sha for name, sha in checkpoint.sums_of(folder.package).items() if name != checkpoint.MARKER}
     if all(told.get(name) == sha for name, sha in now.items()):
         return
     number = 1

@@ -87,7 +87,7 @@ def opened(named: str | None, config: Config, limits: Limits):  # type: ignore[n
     from lace_lora.studio import Studio
 
     studio = Studio.open(named, config, limits, _say)
-    return studio, Service(studio.run, studio.draw, limits.waiting, _say)
+    return studio, Service(studio.run, studio.draw, limits.waiting, _say, studio.check)
 
 
 def _one(words: Words) -> str | None:

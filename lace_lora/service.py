@@ -48,6 +48,8 @@ class Drawn:
 # asked, sheet, stop, watch, show: draws until all is done or stop.asked, calling show with each finished picture.
 Draw = Callable[[Mapping[str, Any], str, Stop, Watch, Callable[[Picture], None]], Drawn]
 
+Check = Callable[[Mapping[str, Any]], None]
+
 
 class Full(LaceError):
     """The queue is full; `seconds` is when to ask again."""
@@ -99,11 +101,14 @@ class Service:
     run      whose adapter draws, and in whose folder requests and sheets are kept
     draw     see Draw; called by the worker alone
     waiting  requests that may wait
+    check    raises SettingsError for settings that drawing would only refuse when their turn comes
     """
 
-    def __init__(self, run: RunFolder, draw: Draw, waiting: int, say: Say = print) -> None:
+    def __init__(
+        self, run: RunFolder, draw: Draw, waiting: int, say: Say = print, check: Check = lambda asked: None
+    ) -> None:
         self.run, self.waiting = run, waiting
-        self._draw, self._say = draw, say
+        self._draw, self._say, self._check = draw, say, check
         self._change = threading.Condition()
         self._jobs: dict[str, Job] = {}
         self._pictures: dict[str, dict[int, Picture]] = {}
@@ -151,8 +156,9 @@ class Service:
 
         asked  its settings, as `draw` takes them; total: the designs that they ask for
 
-        Raises Full, Closing, and MachineError or RunError where it cannot be kept.
+        Raises what `check` does, Full, Closing, and MachineError or RunError where it cannot be kept.
         """
+        self._check(asked)
         with self._change:
             if self._is_closing:
                 raise Closing
@@ -227,14 +233,6 @@ class Service:
             drawn, refined = made.get(STAGES[0], 0), made.get(STAGES[1], 0)
             return Progress(drawn, refined, finished, self._share(work), 0, self._left(job.id))
 
-    def wait(self, id: str, seconds: float) -> Job | None:
-        """A request once it is over, or as it is after that time."""
-        end = monotonic() + seconds
-        with self._change:
-            while (job := self._jobs.get(id)) is not None and not job.is_over and monotonic() < end:
-                self._change.wait(min(0.2, seconds))
-            return self._jobs.get(id)
-
     # -- the worker --
 
     def _draw_all(self) -> None:
@@ -291,6 +289,7 @@ class Service:
                 self._end(job.ending(CANCELLED))
             else:  # the server ends; the next start goes on with it
                 self._keep(replace(job, state=WAITING))
+                self._work = None  # who cancels from now on cancels what waits
 
     def _keep(self, job: Job) -> None:
         """Keep how a request stands. It was accepted and goes on, also where that cannot be written now."""

@@ -137,7 +137,7 @@ def public(run_folder: str | Path, *, say: Say = print) -> None:
     from lace_lora.studio import Studio
 
     studio = Studio.open(str(run_folder), declared.load(*declared.found()), LIMITS, say)
-    drawing = Service(studio.run, studio.draw, LIMITS.waiting, say)
+    drawing = Service(studio.run, studio.draw, LIMITS.waiting, say, studio.check)
     run(drawing, studio.facts, studio.config, LIMITS, "0.0.0.0", SPACES_PORT, say)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora import adapter as adapters
-from lace_lora import commissions, inference, presets
+from lace_lora import commissions, inference, presets, sampling
 from lace_lora.commissions import Limits
 from lace_lora.config import Config, nearest
 from lace_lora.errors import AdapterError
+from lace_lora.families import folders
 from lace_lora.figures import Watch
 from lace_lora.file_names import printable, public_name
 from lace_lora.job_records import Picture
@@ -80,6 +81,15 @@ class Studio:
             facts = _facts(self.run.name, adapters.load(self.run.root))
             self._seen = (seen or (0, 0), facts)
         return self._seen[1]
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raises SettingsError for steps that would leave the base or the refiner none."""
+        config = commissions.settings_of(asked, self.config, "served")
+        if config.refine == "none" or not folders.is_here(config.pretrained_model):
+            return
+        scheduler = sampling.make_scheduler(config.scheduler, config.pretrained_model, config.num_inference_steps)
+        refining = sampling.Refining(config.refine, config.refiner_start, config.refine_strength)
+        sampling.refiner_begin(scheduler, config.num_inference_steps, refining)
 
     def draw(
         self, asked: Mapping[str, Any], sheet: str, stop: Stop, watch: Watch, show: Callable[[Picture], None]

@@ -1,14 +1,17 @@
-"""A ComfyUI workflow that draws as a run drew: base model with the LoRA, and the refiner where it was used.
+"""ComfyUI workflows in the form that its HTTP API takes: nodes by number, each with its class, title and inputs.
 
-One list of nodes gives both forms: the API's, for programs, and the editor's, to be dropped on ComfyUI's page.
-Only nodes that ComfyUI itself brings.
+One builder for designs that a server draws and for the workflow in a package. A link is [number of a node, which of its
+outputs]. Only nodes that ComfyUI itself brings; nothing is asked of a server.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-Link = tuple[str, int]  # a node's name, and which of its outputs
+Node = dict[str, Any]
+Workflow = dict[str, Node]
+Link = list[Any]
 
 # Our setting -> ComfyUI's sampler and its scheduler.
 SAMPLERS = {
@@ -23,251 +26,192 @@ CHECKPOINTS = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sd_xl_base_1.0.safetensors",
     "stabilityai/stable-diffusion-xl-refiner-1.0": "sd_xl_refiner_1.0.safetensors",
 }
-# Each node's sockets with their types, its fields in the editor's order, and its outputs.
-_SOCKETS: dict[str, tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]] = {
-    "CheckpointLoaderSimple": ({}, ("ckpt_name",), ("MODEL", "CLIP", "VAE")),
-    "ModelSamplingDiscrete": ({"model": "MODEL"}, ("sampling", "zsnr"), ("MODEL",)),
-    "LoraLoader": (
-        {"model": "MODEL", "clip": "CLIP"},
-        ("lora_name", "strength_model", "strength_clip"),
-        ("MODEL", "CLIP"),
-    ),
-    "CLIPTextEncode": ({"clip": "CLIP"}, ("text",), ("CONDITIONING",)),
-    "EmptyLatentImage": ({}, ("width", "height", "batch_size"), ("LATENT",)),
-    "KSampler": (
-        {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT"},
-        ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
-        ("LATENT",),
-    ),
-    "KSamplerAdvanced": (
-        {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT"},
-        (
-            "add_noise", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "start_at_step", "end_at_step",
-            "return_with_leftover_noise",
-        ),
-        ("LATENT",),
-    ),
-    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, (), ("IMAGE",)),
-    "SaveImage": ({"images": "IMAGE"}, ("filename_prefix",), ()),
-}  # fmt: skip
-_SEEDS = ("seed", "noise_seed")  # the editor keeps after these what becomes of them in the next run
-_WIDE_PX, _APART_PX, _LINE_PX = 330, 70, 26
+LAST_STEP = 10_000  # of KSamplerAdvanced: to the end, however many there are
+_OF_PROMPTS = re.compile(r"([\\()])")  # signs with a meaning of their own in ComfyUI's prompts
+
+
+@dataclass(frozen=True)
+class Design:
+    """One picture as ComfyUI is to draw it; names as in the settings.
+
+    checkpoint       of the base model, as it lies in ComfyUI's models/checkpoints
+    lora_name        of the LoRA as ComfyUI's list has it; None draws with the base model alone
+    text_scale       strength of the LoRA on the text encoders; 0 where they were not trained
+    refiner          checkpoint of the refiner; None refines nothing
+    refine           ensemble or img2img; how the refiner works
+    save_as          beginning of the name under which ComfyUI keeps the pictures; None keeps them until it ends
+    embedding        name of the file that holds a learnt concept token, which stands in the prompts for concept_token
+    predicts_v       whether the base model predicts v, which its checkpoint may not say
+    """
+
+    checkpoint: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    negative_prompt: str = ""
+    num_inference_steps: int = 30
+    guidance_scale: float = 5.0
+    scheduler: str = "dpmpp_2m"
+    lora_name: str | None = None
+    lora_scale: float = 1.0
+    text_scale: float = 0.0
+    refiner: str | None = None
+    refiner_prompt: str = ""
+    refine: str = "ensemble"
+    refiner_start: float = 0.85
+    refine_strength: float = 0.3
+    save_as: str | None = None
+    embedding: str | None = None
+    concept_token: str = ""
+    predicts_v: bool = False
+
+    @property
+    def handover(self) -> int:
+        """The step at which an ensemble's refiner takes over: at least one is the base's, and one the refiner's."""
+        return min(max(1, round(self.num_inference_steps * self.refiner_start)), self.num_inference_steps - 1)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a picture is drawn with; names as in the settings.
+    """A workflow, and the numbers of the nodes whose pictures are the unrefined and the refined design."""
 
-    lora_file   name of the LoRA's file, as it lies in ComfyUI's models/loras
-    embedding   name of the file of a learnt word in models/embeddings, without its ending; empty without one
-    predicts_v  whether the base model predicts v, which its checkpoint may not say
+    workflow: Workflow
+    base: str
+    refined: str | None
+
+
+def design(asked: Design) -> Drawing:
+    """The workflow of one design: base model with the LoRA, then the refiner, which never gets the LoRA.
+
+    The unrefined picture is drawn to its end beside the refined one. ComfyUI begins with the noise that we begin with:
+    standard normal of the seed, from torch's generator on the CPU. Its text nodes tell the models by themselves that
+    the picture is uncut and of the size that is drawn, and the refiner what a good and a bad picture is (6 and 2.5).
     """
-
-    prompt: str
-    refiner_prompt: str
-    negative_prompt: str
-    seed: int
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
-    lora_scale: float
-    refine: str
-    refiner_start: float
-    refine_strength: float
-    base_model: str
-    refiner_model: str
-    lora_file: str
-    concept_token: str = ""
-    embedding: str = ""
-    predicts_v: bool = False
-
-    @property
-    def is_refined(self) -> bool:
-        """Whether a refiner takes part."""
-        return self.refine != "none" and bool(self.refiner_model)
-
-    @property
-    def comfy_prompt(self) -> str:
-        """The prompt as ComfyUI reads it: a learnt word is the file of its embedding there."""
-        if not (self.embedding and self.concept_token):
-            return self.prompt
-        return self.prompt.replace(self.concept_token, f"embedding:{self.embedding}")
-
-
-@dataclass(frozen=True)
-class Node:
-    """One step: its name in the workflow, ComfyUI's kind, its title and its inputs (a Link where it is another's)."""
-
-    name: str
-    kind: str
-    title: str
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Workflow = {}
+    model, clip, vae = _base(nodes, asked)
+    positive = _text(nodes, "Prompt", clip, _words(asked.prompt, asked))
+    # SDXL's base was trained with zeros for "no negative prompt", not with the empty text.
+    negative = (
+        _text(nodes, "What you do not want", clip, _words(asked.negative_prompt, asked))
+        if asked.negative_prompt.strip()
+        else [_add(nodes, "ConditioningZeroOut", "No negative prompt", conditioning=positive), 0]
+    )
+    size = {"width": asked.width, "height": asked.height, "batch_size": 1}
+    empty = [_add(nodes, "EmptyLatentImage", "Size", **size), 0]
+    two_stages = asked.refiner is not None and asked.refine == "ensemble"
+    if not two_stages:
+        drawn = [_sampler(nodes, "Draw", asked, model, positive, negative, empty, denoise=1.0), 0]
+        base = _kept(nodes, asked, drawn, vae, "base")
+        refined = _refined_afterwards(nodes, asked, drawn) if asked.refiner else None
+        return Drawing(nodes, base, refined)
+    at = asked.handover
+    told = {"model": model, "positive": positive, "negative": negative}
+    half = _stage(nodes, "Draw", asked, told | {"latent_image": empty}, steps=(0, at), begins=True)
+    whole = _stage(nodes, "Draw to the end", asked, told | {"latent_image": [half, 0]}, steps=(at, LAST_STEP))
+    base = _kept(nodes, asked, [whole, 0], vae, "base")
+    other, other_vae, good, bad = _refiner(nodes, asked)
+    told = {"model": other, "positive": good, "negative": bad}
+    last = _stage(nodes, "Refine", asked, told | {"latent_image": [half, 0]}, steps=(at, LAST_STEP))
+    return Drawing(nodes, base, _kept(nodes, asked, [last, 0], other_vae, "refined"))
 
 
 def checkpoint_of(model: str) -> str:
     """The file of a base model among ComfyUI's checkpoints; of one that is not known, its own name."""
-    return CHECKPOINTS.get(model, f"{model.rstrip('/').rpartition('/')[2]}.safetensors")
+    name = model.rstrip("/").rpartition("/")[2].removesuffix(".safetensors")
+    return CHECKPOINTS.get(model, f"{name}.safetensors")
 
 
-def as_api(drawing: Drawing, name: str) -> dict[str, Any]:
-    """The workflow as a program sends it to /prompt.
-
-    name  with which the names of the pictures begin
-    """
-    return {
-        node.name: {
-            "class_type": node.kind,
-            "inputs": {key: list(value) if _is_link(value) else value for key, value in node.inputs.items()},
-            "_meta": {"title": node.title},
-        }
-        for node in _nodes(drawing, name)
-    }
-
-
-def as_editor(drawing: Drawing, name: str) -> dict[str, Any]:
-    """The same workflow as ComfyUI's page opens it, laid out from left to right."""
-    nodes = _nodes(drawing, name)
-    kinds = {node.name: node.kind for node in nodes}
-    links: list[list[Any]] = []
-    for node in nodes:
-        for slot, (socket, kind) in enumerate(_SOCKETS[node.kind][0].items()):
-            source, output = node.inputs[socket]
-            assert _SOCKETS[kinds[source]][2][output] == kind, "nodes are joined by what they give"
-            links.append([len(links) + 1, int(source), output, int(node.name), slot, kind])
-    places = _places(nodes)
-    return {
-        "last_node_id": max(int(node.name) for node in nodes),
-        "last_link_id": len(links),
-        "nodes": [_editor_node(order, node, links, places[node.name]) for order, node in enumerate(nodes)],
-        "links": links,
-        "groups": [],
-        "config": {},
-        "extra": {},
-        "version": 0.4,
-    }
+def escaped(text: str) -> str:
+    """A prompt whose brackets mean brackets: ComfyUI would take them for weights."""
+    return _OF_PROMPTS.sub(r"\\\1", text)
 
 
 # -- inside --
 
 
-def _nodes(drawing: Drawing, name: str) -> list[Node]:
-    """All steps in an order in which each comes after what it needs."""
-    sampler, schedule = SAMPLERS.get(drawing.scheduler, ("dpmpp_2m", "normal"))
-    steps: dict[str, Any] = {"steps": drawing.num_inference_steps, "cfg": drawing.guidance_scale}
-    steps |= {"sampler_name": sampler, "scheduler": schedule}
-    base = Node("1", "CheckpointLoaderSimple", "Base model", {"ckpt_name": checkpoint_of(drawing.base_model)})
-    found, model = [base], ("1", 0)
-    if drawing.predicts_v:
-        found.append(
-            Node("2", "ModelSamplingDiscrete", "It predicts v",
-                 {"model": model, "sampling": "v_prediction", "zsnr": False})
-        )  # fmt: skip
-        model = ("2", 0)
-    lora: dict[str, Any] = {"model": model, "clip": ("1", 1), "lora_name": drawing.lora_file}
-    lora |= {"strength_model": drawing.lora_scale, "strength_clip": drawing.lora_scale}
-    size = {"width": drawing.width, "height": drawing.height, "batch_size": 1}
-    found += [
-        Node("3", "LoraLoader", "Your LoRA", lora),
-        Node("4", "CLIPTextEncode", "Prompt", {"clip": ("3", 1), "text": drawing.comfy_prompt}),
-        Node("5", "CLIPTextEncode", "What you do not want", {"clip": ("3", 1), "text": drawing.negative_prompt}),
-        Node("6", "EmptyLatentImage", "Size", size),
-    ]
-    drawn = {"model": ("3", 0), "positive": ("4", 0), "negative": ("5", 0), "latent_image": ("6", 0)}
-    last: Link = ("7", 0)
-    if drawing.is_refined:
-        found += _refined(drawing, drawn, steps)
-        last = ("11", 0)
-    else:
-        found.append(Node("7", "KSampler", "Draw", drawn | {"seed": drawing.seed} | steps | {"denoise": 1.0}))
-    return [
-        *found,
-        Node("12", "VAEDecode", "Picture", {"samples": last, "vae": ("1", 2)}),
-        Node("13", "SaveImage", "Keep", {"images": ("12", 0), "filename_prefix": name}),
-    ]
+def _add(nodes: Workflow, kind: str, title: str, **inputs: Any) -> str:
+    number = str(len(nodes) + 1)
+    nodes[number] = {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
+    return number
 
 
-def _refined(drawing: Drawing, drawn: Mapping[str, Any], steps: Mapping[str, Any]) -> list[Node]:
-    """Base, then refiner: in one schedule that is cut in two (ensemble), or on the finished picture (img2img)."""
-    refiner = [
-        Node("8", "CheckpointLoaderSimple", "Refiner", {"ckpt_name": checkpoint_of(drawing.refiner_model)}),
-        Node("9", "CLIPTextEncode", "Prompt for the refiner", {"clip": ("8", 1), "text": drawing.refiner_prompt}),
-        Node("10", "CLIPTextEncode", "What the refiner leaves out",
-             {"clip": ("8", 1), "text": drawing.negative_prompt}),
-    ]  # fmt: skip
-    again = {"model": ("8", 0), "positive": ("9", 0), "negative": ("10", 0), "latent_image": ("7", 0)}
-    if drawing.refine == "img2img":
-        return [
-            Node("7", "KSampler", "Draw", {**drawn, "seed": drawing.seed, **steps, "denoise": 1.0}),
-            *refiner,
-            Node("11", "KSampler", "Refine",
-                 {**again, "seed": drawing.seed, **steps, "denoise": drawing.refine_strength}),
-        ]  # fmt: skip
-    total = drawing.num_inference_steps
-    cut = min(max(1, round(total * drawing.refiner_start)), total - 1)
-    first = {"add_noise": "enable", "start_at_step": 0, "end_at_step": cut, "return_with_leftover_noise": "enable"}
-    then = {"add_noise": "disable", "start_at_step": cut, "end_at_step": total, "return_with_leftover_noise": "disable"}
-    seed = {"noise_seed": drawing.seed}
-    return [
-        Node("7", "KSamplerAdvanced", "Draw", {**drawn, **seed, **steps, **first}),
-        *refiner,
-        Node("11", "KSamplerAdvanced", "Refine", {**again, **seed, **steps, **then}),
-    ]
+def _words(text: str, asked: Design) -> str:
+    if not (asked.embedding and asked.concept_token):
+        return escaped(text)
+    parts = [escaped(part) for part in text.split(asked.concept_token)]
+    return f"embedding:{asked.embedding}".join(parts)
 
 
-def _is_link(value: Any) -> bool:
-    return isinstance(value, tuple)
+def _base(nodes: Workflow, asked: Design) -> tuple[Link, Link, Link]:
+    """Model, text encoders and VAE, with the LoRA on them."""
+    loaded = _add(nodes, "CheckpointLoaderSimple", "Base model", ckpt_name=asked.checkpoint)
+    model, clip, vae = ([loaded, output] for output in range(3))
+    if asked.predicts_v:
+        changed = {"model": model, "sampling": "v_prediction", "zsnr": False}
+        model = [_add(nodes, "ModelSamplingDiscrete", "It predicts v", **changed), 0]
+    if asked.lora_name is None:
+        return model, clip, vae
+    styled = _add(
+        nodes, "LoraLoader", "Your LoRA", model=model, clip=clip, lora_name=asked.lora_name,
+        strength_model=asked.lora_scale, strength_clip=asked.text_scale,
+    )  # fmt: skip
+    return [styled, 0], [styled, 1], vae
 
 
-def _places(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
-    """Where each node stands, px: a column right of all that it needs."""
-    columns: dict[str, int] = {}
-    for node in nodes:
-        columns[node.name] = 1 + max((columns[one[0]] for one in node.inputs.values() if _is_link(one)), default=-1)
-    tops: dict[int, int] = {}
-    found = {}
-    for node in nodes:
-        column = columns[node.name]
-        found[node.name] = (column * (_WIDE_PX + _APART_PX), tops.get(column, 0))
-        tops[column] = tops.get(column, 0) + _height(node) + _APART_PX
-    return found
+def _text(nodes: Workflow, title: str, clip: Link, text: str) -> Link:
+    return [_add(nodes, "CLIPTextEncode", title, clip=clip, text=text), 0]
 
 
-def _height(node: Node) -> int:
-    sockets, fields, outputs = _SOCKETS[node.kind]
-    text = 4 * _LINE_PX if node.kind == "CLIPTextEncode" else 0
-    return _LINE_PX * (1 + max(len(sockets), len(outputs)) + len(fields)) + text
+def _refiner(nodes: Workflow, asked: Design) -> tuple[Link, Link, Link, Link]:
+    """The refiner's model and VAE, and what it is told of a good and of a bad picture."""
+    loaded = _add(nodes, "CheckpointLoaderSimple", "Refiner", ckpt_name=asked.refiner)
+    good, bad = (
+        _text(nodes, title, [loaded, 1], escaped(text))
+        for title, text in (
+            ("Prompt for the refiner", asked.refiner_prompt or asked.prompt),
+            ("What the refiner leaves out", asked.negative_prompt),
+        )
+    )
+    return [loaded, 0], [loaded, 2], good, bad
 
 
-def _editor_node(order: int, node: Node, links: Sequence[Sequence[Any]], place: tuple[int, int]) -> dict[str, Any]:
-    sockets, fields, outputs = _SOCKETS[node.kind]
-    number = int(node.name)
-    values: list[Any] = []
-    for one in fields:
-        values += [node.inputs[one], *(["fixed"] if one in _SEEDS else [])]
-    into = {link[4]: link[0] for link in links if link[3] == number}
-    return {
-        "id": number,
-        "type": node.kind,
-        "title": node.title,
-        "pos": list(place),
-        "size": [_WIDE_PX, _height(node)],
-        "flags": {},
-        "order": order,
-        "mode": 0,
-        "inputs": [
-            {"name": name, "type": kind, "link": into[slot]} for slot, (name, kind) in enumerate(sockets.items())
-        ],
-        "outputs": [
-            {
-                "name": kind,
-                "type": kind,
-                "slot_index": slot,
-                "links": [link[0] for link in links if link[1] == number and link[2] == slot],
-            }
-            for slot, kind in enumerate(outputs)
-        ],
-        "properties": {"Node name for S&R": node.kind},
-        "widgets_values": values,
-    }
+def _sampler(
+    nodes: Workflow, title: str, asked: Design, model: Link, positive: Link, negative: Link, latent: Link, *,
+    denoise: float,
+) -> str:  # fmt: skip
+    name, schedule = SAMPLERS[asked.scheduler]
+    return _add(
+        nodes, "KSampler", title, model=model, positive=positive, negative=negative, latent_image=latent,
+        seed=asked.seed, steps=asked.num_inference_steps, cfg=asked.guidance_scale, sampler_name=name,
+        scheduler=schedule, denoise=denoise,
+    )  # fmt: skip
+
+
+def _stage(
+    nodes: Workflow, title: str, asked: Design, told: Mapping[str, Link], *, steps: tuple[int, int],
+    begins: bool = False,
+) -> str:  # fmt: skip
+    """Some steps of one schedule: the first stage adds the noise, all but the last leave theirs in the latents."""
+    name, schedule = SAMPLERS[asked.scheduler]
+    return _add(
+        nodes, "KSamplerAdvanced", title, **told, add_noise="enable" if begins else "disable",
+        noise_seed=asked.seed, steps=asked.num_inference_steps, cfg=asked.guidance_scale, sampler_name=name,
+        scheduler=schedule, start_at_step=steps[0], end_at_step=steps[1],
+        return_with_leftover_noise="disable" if steps[1] == LAST_STEP else "enable",
+    )  # fmt: skip
+
+
+def _refined_afterwards(nodes: Workflow, asked: Design, drawn: Link) -> str:
+    """img2img: the refiner redoes the last part of the finished latents."""
+    model, vae, good, bad = _refiner(nodes, asked)
+    again = _sampler(nodes, "Refine", asked, model, good, bad, drawn, denoise=asked.refine_strength)
+    return _kept(nodes, asked, [again, 0], vae, "refined")
+
+
+def _kept(nodes: Workflow, asked: Design, latent: Link, vae: Link, what: str) -> str:
+    picture = f"Picture, {'unrefined' if what == 'base' else what}" if asked.refiner else "Picture"
+    decoded = [_add(nodes, "VAEDecode", picture, samples=latent, vae=vae), 0]
+    if asked.save_as is None:
+        return _add(nodes, "PreviewImage", "Show", images=decoded)
+    return _add(nodes, "SaveImage", "Keep", images=decoded, filename_prefix=f"{asked.save_as}_{what}")

@@ -47,8 +47,9 @@ def main(checkout: str, files: list[str]) -> None:
 
     known = nodes.NODE_CLASS_MAPPINGS | {"ModelSamplingDiscrete": ModelSamplingDiscrete}
     fields = {}
-    for name in ("CheckpointLoaderSimple", "ModelSamplingDiscrete", "LoraLoader", "CLIPTextEncode", "EmptyLatentImage",
-                 "KSampler", "KSamplerAdvanced", "VAEDecode", "SaveImage"):  # fmt: skip
+    for name in ("CheckpointLoaderSimple", "ModelSamplingDiscrete", "LoraLoader", "CLIPTextEncode",
+                 "ConditioningZeroOut", "EmptyLatentImage", "KSampler", "KSamplerAdvanced", "VAEDecode",
+                 "SaveImage"):  # fmt: skip
         asked = known[name].INPUT_TYPES()["required"]
         fields[name] = [one for one, kind in asked.items() if not str(kind[0]).isupper() or kind[0] in
                         ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")]  # fmt: skip

@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save
 
+from lace_lora import adapter as adapters
 from lace_lora import backends, config, inference, landing, main, runs, train
 from lace_lora.backends import Drawn, Place, Trained, comfy_server, comfy_training
 from lace_lora.errors import AdapterError, BackendError, SettingsError
 from lace_lora.run_folder import RunFolder
+from tests.conftest import read_pixels
 from tests.drawing import quiet_run, rows_of
 from tests.fake_comfyui import FakeComfyUI, trained_lora
 
@@ -76,6 +81,42 @@ def test_what_landed_and_was_changed_since_is_not_drawn_with(tmp_path):
         landing.lora_of(run)
     with pytest.raises(AdapterError, match="holds NaN or infinity"):
         landing.land(run, save({"a": torch.tensor(float("nan"))}), facts)
+
+
+def test_a_lora_that_was_trained_elsewhere_is_drawn_with_here(asked, tmp_path):
+    """C1, C16, P25: kept as it came, and read for this machine: the same picture as the file that it was made of."""
+    settings = asked(num_images=1, refine="none")
+    before = quiet_run(settings)
+    data = RunFolder.of(settings).adapter_for_tools.read_bytes()
+    stripped = save(from_bytes(data))  # as another trainer writes it, without our facts
+    facts = adapters.load(RunFolder.of(settings).root).facts
+    told = replace(facts, rank=1, alpha=1.0, lora_targets=(), versions={"made_by": "a trainer 2"})
+    run = RunFolder(Path(settings.lora_output_dir) / "far")
+    landing.land(run, stripped, told, base_model=settings.pretrained_model)
+    assert run.adapter_for_tools.read_bytes() == stripped and landing.is_there(run)
+    assert adapters.load(run.root).facts.versions == {"made_by": "a trainer 2"}
+    after = quiet_run(settings.model_copy(update={"run_name": "far"}))
+    assert (read_pixels(after[0].path) == read_pixels(before[0].path)).all()
+
+
+def test_a_lora_that_nobody_else_reads_stays_with_who_made_it(tmp_path):
+    """C16."""
+    said = []
+    facts = landing.AdapterFacts("sdxl", "x", 2, 2.0, (), versions={"made_by": "a trainer 2"})
+    run = RunFolder(tmp_path / "far")
+    landing.land(run, save({"a.lora_up.weight": torch.ones(2)}), facts, say=said.append)
+    assert said[0].startswith("! Only a trainer 2 can draw with this LoRA: ") and "does not fit SDXL" in said[0]
+    with pytest.raises(AdapterError, match=r"lace-lora import .*far.safetensors --run-name far-here"):
+        adapters.load(run.root)
+
+
+def test_a_refused_training_leaves_nothing_to_be_followed(there, fake):
+    """C1: what was never queued is not lost by a restart either."""
+    fake.info["TrainLoraNode"]["input"]["required"]["steps"][1]["max"] = 1
+    with pytest.raises(BackendError, match="refuses the workflow"):
+        train.run(there, say=lambda line: None)
+    assert not RunFolder.of(there).elsewhere.exists()
+    assert [one.state for one in runs.jobs(there.lora_output_dir)] == ["failed"]
 
 
 # -- ComfyUI's own training --

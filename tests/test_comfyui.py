@@ -160,6 +160,8 @@ def test_a_node_that_the_server_refuses_is_named_with_what_to_do(there, fake, mo
     monkeypatch.setattr(comfyui, "put_lora", lambda *given: "gone.safetensors")
     with pytest.raises(BackendError, match=r"node 2 \(LoraLoader\), lora_name 'gone.safetensors': Value not in list"):
         quiet_run(there())
+    record = RunFolder.of(there()).sheet(there().sheet_name).elsewhere
+    assert not record.exists() or not json.loads(record.read_text())["prompts"]  # nothing to be followed
     monkeypatch.undo()
     fake.info["KSamplerAdvanced"]["input"]["required"]["steps"][1]["max"] = 1
     with pytest.raises(BackendError, match=r"\(KSamplerAdvanced\), steps '4': Value out of its bounds. Update ComfyUI"):
@@ -167,20 +169,19 @@ def test_a_node_that_the_server_refuses_is_named_with_what_to_do(there, fake, mo
 
 
 def workflow_of(config):
-    from dataclasses import replace
+    from lace_lora import workflow
 
-    from lace_lora.backends import comfy_workflow
-
-    design = comfy_workflow.Design(
-        "sd_xl_base_1.0.safetensors", "lace", 1, 32, 32, refiner="sd_xl_refiner_1.0.safetensors"
-    )
-    return comfy_workflow.design(replace(design, steps=config.num_inference_steps)).workflow
+    design = workflow.Design(
+        "sd_xl_base_1.0.safetensors", "lace", 1, 32, 32, refiner="sd_xl_refiner_1.0.safetensors",
+        num_inference_steps=config.num_inference_steps,
+    )  # fmt: skip
+    return workflow.design(design).workflow
 
 
 def test_nodes_that_an_old_server_lacks_are_named_before_anything_is_queued(there, fake):
     """C1."""
-    del fake.info["CLIPTextEncodeSDXLRefiner"]
-    with pytest.raises(BackendError, match="lacks the nodes CLIPTextEncodeSDXLRefiner. Update it."):
+    del fake.info["KSamplerAdvanced"]
+    with pytest.raises(BackendError, match="lacks the nodes KSamplerAdvanced. Update it."):
         quiet_run(there())
     assert len(quiet_run(there(refine="none"))) == 3 and len(fake.asked) == 3
 
@@ -237,23 +238,34 @@ def test_a_server_that_is_gone_is_a_sentence_and_nothing_is_lost(there, fake, mo
     assert any("trying again for a while" in line for line in said)
 
 
-def test_another_program_at_that_address_is_a_sentence(there):
-    """C1."""
+@pytest.mark.parametrize(
+    ("status", "body", "more"),
+    [
+        (200, b"<html>", ""),
+        (200, b"[1]", ""),
+        (200, b'{"system": "x", "devices": []}', ""),
+        (404, b"no", ""),
+        (301, b"", " It sends on to https://other/."),
+    ],
+)
+def test_another_program_at_that_address_is_a_sentence(there, status, body, more):
+    """C1: a page, a list, another program's status, nothing, a proxy that sends on."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
     class Other(BaseHTTPRequestHandler):
         def do_GET(self):  # noqa: N802
-            self.send_response(200)
+            self.send_response(status)
+            self.send_header("Location", "https://other/")
             self.end_headers()
-            self.wfile.write(b"<html>")
+            self.wfile.write(body)
 
         def log_message(self, *_):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Other)
     Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.raises(BackendError, match="answers, but not as ComfyUI does. Correct backend_url"):
+    with pytest.raises(BackendError, match=f"answers, but not as ComfyUI does.{more} Correct backend_url"):
         quiet_run(there(backend_url=f"http://127.0.0.1:{server.server_address[1]}"))
     server.shutdown()
     server.server_close()
@@ -337,7 +349,7 @@ def test_a_learnt_word_is_asked_for_by_name_and_stands_in_the_prompt(there, fake
     fake.words.append(word)
     quiet_run(there(num_images=1, refine="none"))
     prompt = fake.prompts[fake.asked[0]]
-    told = next(node["inputs"]["text_g"] for node in prompt.values() if "text_g" in node["inputs"])
+    told = next(node["inputs"]["text"] for node in prompt.values() if "text" in node["inputs"])
     assert f"embedding:{word}" in told and "<lace>" not in told
 
 

@@ -145,17 +145,21 @@ def test_what_comfyuis_trainer_writes_is_read_back(unet: Any, tmp_path: Path) ->
 
 def test_our_workflows_hold_what_comfyuis_nodes_ask_for(tmp_path: Path) -> None:
     """P25, C1: every input is there, of the right kind and within bounds; the editor's fields stand in its order."""
-    from lace_lora import workflow
-    from tests.test_package import drawing
+    from lace_lora import workflow, workflow_page
 
+    asked = workflow.Design("sd_xl_base_1.0.safetensors", "a rosette", 7, 512, 768, lora_name="lace.safetensors")
+    asked = replace(asked, save_as="lace", refiner_prompt="a textile")
     for sampler in workflow.SAMPLERS:
         for refine in ("none", "img2img", "ensemble"):
-            told = drawing(refine=refine, scheduler=sampler, predicts_v=sampler == "euler")
-            (tmp_path / f"{sampler}-{refine}.json").write_text(json.dumps(workflow.as_api(told, "lace")))
+            refiner = None if refine == "none" else "sd_xl_refiner_1.0.safetensors"
+            negative = "" if refine == "none" else "blurred"
+            one = replace(asked, refine=refine, refiner=refiner, scheduler=sampler, predicts_v=sampler == "euler")
+            flow = workflow.design(replace(one, negative_prompt=negative)).workflow
+            (tmp_path / f"{sampler}-{refine}.json").write_text(json.dumps(flow))
     python = os.environ.get("LACE_COMFYUI_PYTHON", sys.executable)
     line = [python, str(ROOT / "tests/comfy_nodes.py"), CHECKOUT, *map(str, sorted(tmp_path.glob("*.json")))]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert "\nSAID " in done.stdout, done.stderr[-2000:]
     faults, fields = json.loads(done.stdout.split("\nSAID ")[1])
     assert len(faults) == 15 and not any(faults.values()), faults
-    assert fields == {kind: list(order) for kind, (_, order, _) in workflow._SOCKETS.items()}
+    assert fields == {name: list(kind.fields) for name, kind in workflow_page.KINDS.items()}

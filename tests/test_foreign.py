@@ -400,6 +400,47 @@ def test_strength_and_base_model_are_told_without_the_strangers_folders(tmp_path
     assert found.base_model.endswith("juggernaut.safetensors") and "somebody" not in found.base_model
 
 
+@pytest.mark.parametrize("pattern", ["(.+)+x", ".*.*.*.*.*x", r"(\\w+\\.?)+x", "a" * 500])
+def test_a_pattern_that_never_ends_is_a_mere_name(pattern: str) -> None:
+    """P25: files come from strangers; PEFT's alpha_pattern holds regular expressions."""
+    from time import process_time
+
+    header = {foreign_words.PEFT_KEY: json.dumps({"lora_alpha": 8, "alpha_pattern": {pattern: 2, r".*\.to_q": 4}})}
+    began = process_time()
+    for layer, alpha in (("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", 4), ("mid_block.to_k", 8)):
+        assert foreign_words.peft_strength(header, ("unet", layer), 4) == alpha / 4
+    assert process_time() - began < 1
+
+
+def test_a_whole_model_is_told_from_a_lora_and_not_read_into_memory(
+    tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P25: a checkpoint of SDXL has 7 GB, and Colab 12."""
+    weights = load_file(next((tiny_sdxl / "unet").glob("*.safetensors")))
+    save_file({f"model.diffusion_model.{name}": one for name, one in weights.items()}, tmp_path / "model.safetensors")
+    taken = []
+    monkeypatch.setattr(foreign, "_taken", lambda file, names: taken.extend(names) or {})
+    with pytest.raises(AdapterError, match=r"is a whole model and no LoRA: \d+ tensors, such as model.diffusion_model"):
+        foreign.read(tmp_path / "model.safetensors", str(tiny_sdxl))
+    assert not taken
+    with pytest.raises(AdapterError, match="no package and no run. Name one of its files: model.safetensors"):
+        foreign.read(tmp_path)
+
+
+def test_a_lora_for_a_model_of_other_depth_keeps_its_names_for_other_tools(tmp_path: Path) -> None:
+    """P25: what is written again for ComfyUI is what was read, also for the miniature with one layer a block."""
+    layers = foreign_names.model_layers("lace-demo")["unet"]
+    name = next(one for one in layers if one.startswith(("down_blocks.1.", "down_blocks.2.")) and one.endswith("to_q"))
+    wide, inner = layers[name]
+    state = {f"unet.{name}.lora_A.weight": torch.ones(2, inner), f"unet.{name}.lora_B.weight": torch.ones(wide, 2)}
+    there = sdxl_names.for_tools(state, 2.0, 1)
+    save_file(there, tmp_path / "a.safetensors")
+    found = foreign.read(tmp_path / "a.safetensors", "lace-demo")
+    kept = foreign.keep(found, RunFolder(tmp_path / "run"), lambda line: None)
+    assert kept.facts.layers_per_block == 1
+    assert load_file(RunFolder(tmp_path / "run").adapter_for_tools).keys() == there.keys()
+
+
 # -- as a run --
 
 

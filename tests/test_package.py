@@ -15,12 +15,25 @@ import torch
 import yaml
 from PIL import Image
 
-from lace_lora import adapter, config_text, demo, hub, inference, main, model_card, package, report, stars, workflow
+from lace_lora import (
+    adapter,
+    config_text,
+    demo,
+    hub,
+    inference,
+    main,
+    model_card,
+    package,
+    report,
+    stars,
+    workflow_page,
+)
 from lace_lora.config import Config, load
 from lace_lora.errors import AdapterError, LaceError
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
 from lace_lora.scores import CopyCheck, Evaluation, Nearest
+from lace_lora.workflow import Design
 from tests.conftest import read_pixels
 from tests.drawing import picture_at
 from tests.test_adapter import output_of, unet_of
@@ -316,6 +329,49 @@ def test_the_verdict_is_told_as_it_was_found_also_where_it_is_of_an_earlier_lora
     assert "measured on an earlier state of the LoRA" in text
 
 
+def test_the_card_of_somebody_elses_lora_claims_nothing_for_us(tiny_sdxl: Path, tmp_path: Path) -> None:
+    """P25: maker, base model, trigger and licence are not known; the example names a model that there is."""
+    folder = RunFolder(tmp_path / "friend")
+    lora = made_lora(tiny_sdxl, folder, resolution=0, concept_token="", instance_prompt="")
+    adapter.save(lora.state, folder, replace(lora.facts, versions={}, base_model="not stated in the file"))
+    made = package.run(folder, say=silent)
+    text = (made.folder / "README.md").read_text(encoding="utf-8")
+    assert "made with another program and packed by Lace LoRA" in text and "| trained | with another program |" in text
+    assert "The licence of the base model is not known" in text and "the licence that its maker gave it" in text
+    assert not {"instance_prompt", "base_model"} & front_matter(text).keys() and "<myspecialstyle>" not in text
+    assert "from_pretrained('stabilityai/stable-diffusion-xl-base-1.0')" in (made.folder / "example.py").read_text()
+    assert "asks for the checkpoint `sd_xl_base_1.0.safetensors`" in text
+
+
+def test_the_card_of_a_rehearsal_says_that_no_other_program_draws_with_it(tmp_path: Path) -> None:
+    """P25."""
+    folder = RunFolder(tmp_path / "demo")
+    lora = made_lora(demo.base_dir(), folder, resolution=64, prediction_type="v_prediction", layers_per_block=1)
+    adapter.save(lora.state, folder, replace(lora.facts, base_model="lace-demo"))
+    text = (package.run(folder, say=silent).folder / "README.md").read_text(encoding="utf-8")
+    assert "A rehearsal: a LoRA for the miniature model" in text and "cannot load the miniature model" in text
+    assert "Stable Diffusion XL" not in text and "models/loras" not in text
+
+
+def test_strength_and_repeats_of_the_samples_are_told(run: RunFolder) -> None:
+    """P25: the example draws at the samples' strength; seamless repeats it cannot draw."""
+    manifest = run.sheet("sheet").manifest
+    rows = [json.loads(line) | {"lora_scale": 0.8, "repeat": "half-drop"} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = package.run(run, say=silent)
+    assert 'cross_attention_kwargs={"scale": 0.8}' in (made.folder / "example.py").read_text()
+    assert "seamless repeats (half-drop): these Lace LoRA alone draws" in (made.folder / "README.md").read_text()
+
+
+def test_a_package_without_its_marker_is_kept_too(run: RunFolder) -> None:
+    """P25: nobody knows what a person changed in it."""
+    made = package.run(run, say=silent)
+    (made.folder / "complete.json").unlink()
+    (made.folder / "README.md").write_text("my own words")
+    package.run(run, say=silent)
+    assert (run.root / "package-changed-1/README.md").read_text() == "my own words"
+
+
 # -- the example --
 
 
@@ -356,7 +412,7 @@ def test_the_example_for_a_learnt_word_loads_it_into_both_encoders(
         number = tokenizer.convert_tokens_to_ids("<lace>")
         assert (encoder.get_input_embeddings().weight[number] == value).all()
     flow = json.loads((made.folder / "comfyui_workflow_api.json").read_text(encoding="utf-8"))
-    assert flow["4"]["inputs"]["text"] == "embedding:word_word"
+    assert next(node["inputs"]["text"] for node in flow.values() if "text" in node["inputs"]) == "embedding:word_word"
     assert "models/embeddings/word_word.safetensors" in (made.folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -400,65 +456,32 @@ def test_without_an_adapter_there_is_nothing_to_pack(tmp_path: Path) -> None:
 # -- the workflow --
 
 
-def drawing(**changes: Any) -> workflow.Drawing:
-    known = workflow.Drawing(
-        "a rosette", "a rosette", "blurred", 7, 512, 768, 30, 5.0, "dpmpp_2m_karras", 0.8, "none", 0.85, 0.3,
-        "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-refiner-1.0", "lace.safetensors",
+def test_the_workflow_draws_as_the_run_drew(run: RunFolder) -> None:
+    """P25: prompt, seed, size, sampler and refiner of the first sample; both forms are the same steps."""
+    made = package.run(run, say=silent)
+    api = json.loads((made.folder / "comfyui_workflow_api.json").read_text(encoding="utf-8"))
+    page = json.loads((made.folder / "comfyui_workflow.json").read_text(encoding="utf-8"))
+    assert page == workflow_page.laid_out(api)
+    row = json.loads(run.sheet("sheet").manifest.read_text().splitlines()[0])
+    assert package.design_of(adapter.load(run.root), "lace", [model_card.Sample("", row)], load(run.config)) == Design(
+        "tiny-sdxl.safetensors", row["prompt"], row["seed"], 32, 32, row["negative_prompt"], 4, row["guidance_scale"],
+        row["scheduler"], "lace.safetensors", row["lora_scale"], 0.0, "tiny-refiner.safetensors", row["refiner_prompt"],
+        row["refine"], 0.5, row["refine_strength"] or load(run.config).refine_strength, "lace",
+        concept_token="<lace>",
     )  # fmt: skip
-    return replace(known, **changes)
+    saved = [node["inputs"]["filename_prefix"] for node in api.values() if node["class_type"] == "SaveImage"]
+    assert saved == ["lace_base", "lace_refined"]
 
 
-@pytest.mark.parametrize("refine", ["none", "img2img", "ensemble"])
-@pytest.mark.parametrize("predicts_v", [False, True])
-def test_both_forms_of_the_workflow_are_the_same_steps(refine: str, predicts_v: bool) -> None:
-    """P25, C1: the editor's form, read as ComfyUI's page reads it, gives the API's."""
-    told = drawing(refine=refine, predicts_v=predicts_v)
-    api, editor = workflow.as_api(told, "lace"), workflow.as_editor(told, "lace")
-    links = {link[0]: link for link in editor["links"]}
-    again = {}
-    for node in editor["nodes"]:
-        values = [value for value in node["widgets_values"] if value != "fixed"]
-        fields = [
-            name
-            for name in api[str(node["id"])]["inputs"]
-            if not isinstance(api[str(node["id"])]["inputs"][name], list)
-        ]
-        order = workflow._SOCKETS[node["type"]][1]
-        assert sorted(fields) == sorted(order)
-        inputs: dict[str, Any] = dict(zip(order, values, strict=True))
-        for slot in node["inputs"]:
-            _, source, output, target, _, kind = links[slot["link"]]
-            giver = next(one for one in editor["nodes"] if one["id"] == source)
-            assert target == node["id"] and kind == slot["type"] == giver["outputs"][output]["type"]
-            assert slot["link"] in giver["outputs"][output]["links"] and giver["order"] < node["order"]
-            inputs[slot["name"]] = [str(source), output]
-        again[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
-    assert again == api
-    assert len({tuple(node["pos"]) for node in editor["nodes"]}) == len(editor["nodes"])
-
-
-def test_the_workflow_draws_as_the_run_drew() -> None:
-    """P25: LoRA, trigger word, size, sampler, negative prompt; the refiner where the run used it, without the LoRA."""
-    api = workflow.as_api(drawing(refine="ensemble", refiner_prompt="a textile"), "lace")
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for node in api.values():
-        by_kind.setdefault(node["class_type"], []).append(node["inputs"])
-    assert by_kind["LoraLoader"][0]["lora_name"] == "lace.safetensors"
-    assert by_kind["LoraLoader"][0]["strength_model"] == by_kind["LoraLoader"][0]["strength_clip"] == 0.8
-    assert by_kind["EmptyLatentImage"] == [{"width": 512, "height": 768, "batch_size": 1}]
-    assert [one["text"] for one in by_kind["CLIPTextEncode"]] == ["a rosette", "blurred", "a textile", "blurred"]
-    first, then = by_kind["KSamplerAdvanced"]
-    assert (first["end_at_step"], then["start_at_step"], then["end_at_step"]) == (26, 26, 30)
-    assert (first["sampler_name"], first["scheduler"], first["cfg"]) == ("dpmpp_2m", "karras", 5.0)
-    assert (first["return_with_leftover_noise"], then["add_noise"]) == ("enable", "disable")
-    names = [one["ckpt_name"] for one in by_kind["CheckpointLoaderSimple"]]
-    assert names == ["sd_xl_base_1.0.safetensors", "sd_xl_refiner_1.0.safetensors"]
-    assert api[then["model"][0]]["inputs"]["ckpt_name"] == names[1]  # the LoRA is never on the refiner
-    plain = workflow.as_api(drawing(), "lace")
-    assert [node["class_type"] for node in plain.values()].count("CheckpointLoaderSimple") == 1
+def test_a_run_that_was_not_refined_asks_for_one_checkpoint(bare: RunFolder) -> None:
+    """P25."""
+    bare.config.write_text("prompts: [a rosette]\nrefine: none\n", encoding="utf-8")
+    made = package.run(bare, say=silent)
+    api = json.loads((made.folder / "comfyui_workflow_api.json").read_text(encoding="utf-8"))
+    assert [node["class_type"] for node in api.values()].count("CheckpointLoaderSimple") == 1
 
 
 def test_markdown_shows_prompts_letter_by_letter() -> None:
     """P25: a token in angle brackets would vanish as HTML, a backtick would end the code."""
-    assert model_card._code("a `b` <c>|d") == "`` a `b` <c>\\|d ``" and model_card._code("") == "empty"
+    assert model_card._code("a `b` <c>|d") == "`` a `b` <c>|d ``" and model_card._code("") == "empty"
     assert re.fullmatch(r"\\<b\\> \\\[x\\\]", model_card._plain("<b> [x]"))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
-from lace_lora import colab, config, elsewhere_training, inference, main, runs, train
+from lace_lora import colab, config, elsewhere_training, inference, main, runs, stopping, train
 from lace_lora.backends import replicate_client, replicate_jobs, trainers
 from lace_lora.errors import AdapterError, BackendError, MachineError, SettingsError
 from lace_lora.run_folder import RunFolder
@@ -262,6 +262,7 @@ def test_a_stop_leaves_the_training_running_there_and_cancel_ends_it(fake, setti
     assert main.run(line) == 0
     assert "is canceled; what it took until now is billed" in capsys.readouterr().out
     assert next(iter(fake.trainings.values()))["status"] == "canceled"
+    assert [one.state for one in runs.jobs(settings().lora_output_dir)] == ["stopped"]
     assert main.run(line) == 1
     assert "No training of" in capsys.readouterr().err
 
@@ -333,6 +334,22 @@ def test_a_cut_while_drawing_follows_the_same_pictures(fake, settings):
         inference.run(drawn(settings), say=lambda line: None, show=end)
     assert inference.run(drawn(settings), say=lambda line: None).is_complete
     assert len(fake.predictions) == 3
+
+
+def test_a_stop_takes_back_what_can_be_and_keeps_the_rest_to_be_fetched(fake, settings):
+    """C1: nothing that is paid for is lost, and a refusal to stop it is no error of the person's."""
+    quietly(settings())
+    stop = stopping.Stop()
+    fake.answers["POST", "cancel"] = [404]
+
+    def ask(one):
+        stop.asked = True
+
+    inference.run(drawn(settings), say=lambda line: None, show=ask, stop=stop)
+    states = [one["status"] for one in fake.predictions.values()]
+    assert states.count("canceled") == 1  # of the two that were under way one would not be stopped
+    assert inference.run(drawn(settings), say=lambda line: None).is_complete
+    assert len(fake.predictions) == 4
 
 
 def test_what_is_not_trained_there_is_not_drawn_there(fake, settings, made_run):

@@ -49,6 +49,17 @@ def test_a_request_is_on_the_disk_before_it_is_taken(run, monkeypatch):
     assert found.jobs() == [] and kept(run) == {}
 
 
+def test_what_drawing_would_refuse_is_refused_at_the_door(run):
+    """P25: and not when its turn comes, hours later."""
+
+    def check(given):
+        raise SettingsError(f"seed {given['seed']} will not do.")
+
+    with Service(run, Painter(run), 16, quiet, check) as found, pytest.raises(SettingsError, match="seed 7 will not"):
+        found.submit(asked(seed=7), 2)
+    assert found.jobs() == [] and kept(run) == {}
+
+
 def test_a_full_queue_says_when_to_come_again(run):
     """P25: the one that is drawn does not count."""
     pause = threading.Event()

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import SecretStr
 
 from lace_lora import colab
+from lace_lora.backends import comfy_faults
 from lace_lora.backends.packages import needed
 from lace_lora.errors import BackendError, SettingsError
 from lace_lora.file_names import printable
@@ -36,6 +37,10 @@ Follow = Callable[[str, int, int], None]
 
 class Failed(BackendError):
     """The work itself failed, or somebody stopped it: following the same number again would only fail again."""
+
+
+class Refused(BackendError):
+    """The server takes what is asked of it not at all: nothing of it is queued."""
 
 
 class Unknown(Exception):
@@ -77,11 +82,14 @@ def connect(url: str, say: Say, wait: Callable[[float], None] = time.sleep) -> t
         raise SettingsError(f"backend_url {printable(url)} is no address of a server. Write for example "
                             f"http://{printable(url.rpartition('//')[2])}.")  # fmt: skip
     server = Server(url.rstrip("/"), say, key=find_key(url), wait=wait)
-    found = _json(server, "GET", "/system_stats", patience=0.0)
-    version = found.get("system", {}).get("comfyui_version") if isinstance(found, dict) else None
-    if version is None and "devices" not in (found if isinstance(found, dict) else {}):
-        raise BackendError(f"{server.url} answers, but not as ComfyUI does. Correct backend_url.")
-    return server, str(version or "unknown")
+    reply = _reply(server, "GET", "/system_stats", patience=0.0)
+    if reply.status_code in REFUSED:
+        raise _refusal(server, reply, "answer")
+    found = _dict(server, reply) if reply.status_code == 200 else {}
+    system = found.get("system")
+    if not isinstance(system, dict) or not isinstance(found.get("devices"), list):
+        raise _stranger(server, reply)
+    return server, str(system.get("comfyui_version") or "unknown")
 
 
 def find_key(url: str) -> SecretStr | None:
@@ -100,8 +108,7 @@ def find_key(url: str) -> SecretStr | None:
 
 def node_info(server: Server, kind: str | None = None) -> dict[str, Any]:
     """What nodes there are, by their class, each with inputs and outputs; of one kind, or of all."""
-    found = _json(server, "GET", f"/object_info/{quote(kind)}" if kind else "/object_info")
-    return found if isinstance(found, dict) else {}
+    return _json(server, "GET", f"/object_info/{quote(kind)}" if kind else "/object_info")
 
 
 def choices(info: Mapping[str, Any], kind: str, name: str) -> list[str]:
@@ -129,7 +136,10 @@ def chosen(there: Sequence[str], names: Sequence[str]) -> str | None:
 
 def embeddings(server: Server) -> list[str]:
     """Names of the learnt words that it has."""
-    found = _json(server, "GET", "/embeddings")
+    reply = _reply(server, "GET", "/embeddings")
+    if reply.status_code != 200:
+        raise _refusal(server, reply, "answer /embeddings")
+    found = _parsed(reply)
     return [str(one) for one in found] if isinstance(found, list) else []
 
 
@@ -168,13 +178,15 @@ def fetch(server: Server, place: Mapping[str, str]) -> bytes:
 def queue(server: Server, workflow: Mapping[str, Any], prompt_id: str) -> str:
     """Queue a workflow, and return the number under which the server follows it: ours, or its own on older servers.
 
-    Raises BackendError naming the node that it refuses, and what to do.
+    Raises Refused naming the node that it does not take, and what to do; BackendError where it does not answer: then it
+    may be queued all the same.
     """
     body = {"prompt": workflow, "client_id": server.client_id, "prompt_id": prompt_id}
     reply = _reply(server, "POST", "/prompt", json=body)
     if reply.status_code == 200:
-        return str(reply.json()["prompt_id"])
-    raise _refusal(server, reply, "draw this")
+        return str(_dict(server, reply).get("prompt_id") or prompt_id)
+    refused = _refusal(server, reply, "draw this")
+    raise Refused(str(refused)) if isinstance(refused, BackendError) else refused
 
 
 def is_waiting(server: Server, prompt_id: str) -> bool:
@@ -283,14 +295,33 @@ def _events(server: Server, is_stopped: Callable[[], bool]) -> Iterator[dict[str
             line.shutdown()  # close() would wait for the server's goodbye
 
 
-def _json(server: Server, method: str, path: str, patience: float | None = None) -> Any:
+def _json(server: Server, method: str, path: str, patience: float | None = None) -> dict[str, Any]:
     reply = _reply(server, method, path, patience=patience)
     if reply.status_code != 200:
         raise _refusal(server, reply, f"answer {path}")
+    return _dict(server, reply)
+
+
+def _dict(server: Server, reply: Any) -> dict[str, Any]:
+    """The names and values of an answer. Raises BackendError where it has none."""
+    found = _parsed(reply)
+    if not isinstance(found, dict):
+        raise _stranger(server, reply)
+    return found
+
+
+def _parsed(reply: Any) -> Any:
     try:
         return reply.json()
-    except ValueError as error:
-        raise BackendError(f"{server.url} answers, but not as ComfyUI does. Correct backend_url.") from error
+    except (ValueError, RecursionError):
+        return None
+
+
+def _stranger(server: Server, reply: Any) -> BackendError:
+    """The sentence for a server of another kind."""
+    moved = reply.headers.get("Location", "") if 300 <= reply.status_code < 400 else ""
+    more = f" It sends on to {printable(moved)[:200]}." if moved else ""
+    return BackendError(f"{server.url} answers, but not as ComfyUI does.{more} Correct backend_url.")
 
 
 def _reply(server: Server, method: str, path: str, patience: float | None = None, **more: Any) -> Any:
@@ -342,40 +373,16 @@ def _refusal(server: Server, reply: Any, what: str) -> BackendError | SettingsEr
             f"{server.name} {wrong} ({reply.status_code}). Put a valid one into the environment variable {KEY_NAME}, "
             "or into Colab's secrets under that name; it does not belong into config.yaml."
         )
-    try:
-        said = reply.json()
-    except ValueError:
-        said = {}
+    said = _parsed(reply)
     said = said if isinstance(said, dict) else {}
-    faults = [_fault(number, node) for number, node in (said.get("node_errors") or {}).items()]
-    if faults:
-        return BackendError(f"{server.name} refuses the workflow: {'; '.join(faults)}.")
+    if faults := comfy_faults.told(said.get("node_errors")):
+        return BackendError(f"{server.name} refuses the workflow: {faults}.")
     error = said.get("error")
     told = f"{error.get('message', '')} {error.get('details', '')}" if isinstance(error, dict) else str(error or "")
     if "does not exist" in told:
         return BackendError(f"{server.name} lacks a node: {printable(told.strip())} Update ComfyUI, then run again.")
     reason = printable(told.strip()[:300]) or f"it answers {reply.status_code}"
     return BackendError(f"{server.name} does not {what}: {reason}. Look at its own messages.")
-
-
-def _fault(number: str, node: Mapping[str, Any]) -> str:
-    """What is wrong with one node, and what to do."""
-    parts = []
-    for error in node.get("errors", []):
-        about = error.get("extra_info") or {}
-        name, value = about.get("input_name", ""), about.get("received_value")
-        shown = f" {printable(str(value))!r}" if value is not None else ""
-        parts.append(f"{name}{shown}: {printable(str(error.get('message', '')))}. {_advice(name)}".strip())
-    return f"node {number} ({printable(str(node.get('class_type', '')))}), {' '.join(parts)}".rstrip(".")
-
-
-def _advice(name: str) -> str:
-    """What a person can do about an input that is refused."""
-    if name == "ckpt_name":
-        return "Put that checkpoint into its folder models/checkpoints, or set pretrained_model or refiner_model"
-    if name == "lora_name":
-        return "Copy the LoRA into its folder models/loras"
-    return "Update ComfyUI, or choose backend local"
 
 
 def _failure(server: Server, told: Mapping[str, Any]) -> Failed:

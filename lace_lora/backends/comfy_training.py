@@ -13,16 +13,16 @@ from typing import Any
 
 from lace_lora.backends import Say, Trained, Training, comfy_server, dataset, records
 from lace_lora.backends.comfy_server import Server
-from lace_lora.backends.comfy_workflow import Link, Workflow
 from lace_lora.config import Config
 from lace_lora.errors import BackendError
 from lace_lora.run_folder import RunFolder
+from lace_lora.workflow import Link, Workflow
 
 LORA = "LORA_MODEL"
 CANNOT = (
     "! ComfyUI's own training keeps no checkpoints and cannot go on after a cut, holds no pictures out to tell when to "
     "stop, learns every picture as a square cut from its middle, and knows no warmup, no min-SNR and no concept token "
-    "of its own. Its LoRA works in ComfyUI alone. Where a GPU is yours, backend local learns better."
+    "of its own. Where a GPU is yours, backend local learns better."
 )
 
 
@@ -126,7 +126,11 @@ def train(asked: Training) -> Trained | None:
         _send(server, asked, name)
         built = workflow(comfy_server.node_info(server), nodes, base, name, asked.config, f"loras/{name}")
         kept = records.keep(record, id=str(uuid.uuid4()), url=server.url, name=name)
-        number = comfy_server.queue(server, built, kept["id"])
+        try:
+            number = comfy_server.queue(server, built, kept["id"])
+        except comfy_server.Refused:
+            records.forget(record)  # there is nothing to be followed
+            raise
         kept = records.keep(record, id=number)
     else:
         asked.say(f"following the training that was begun at {server.name}")

@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from lace_lora import checkpoint
+from lace_lora import checkpoint, workflow
 from lace_lora.adapter import Adapter
-from lace_lora.backends import Drawing, Drawn, Place, Say, comfy_server, comfy_workflow, records
+from lace_lora.backends import Drawing, Drawn, Place, Say, comfy_server, records
 from lace_lora.backends.comfy_server import Server
 from lace_lora.backends.comfy_training import cancel, train
 from lace_lora.config import Config
@@ -31,8 +31,8 @@ from lace_lora.sheet import Generation
 from lace_lora.wanted import Models
 
 AHEAD = 2  # designs in the server's queue: one is drawn while the next one waits, and others get their turn
-NEEDED = ("CheckpointLoaderSimple", "CLIPTextEncodeSDXL", "LoraLoader", "KSampler", "VAEDecode", "PreviewImage")
-FOR_REFINER = ("CLIPTextEncodeSDXLRefiner", "KSamplerAdvanced")
+NEEDED = ("CheckpointLoaderSimple", "CLIPTextEncode", "LoraLoader", "KSampler", "VAEDecode", "PreviewImage")
+FOR_REFINER, FOR_V = ("KSamplerAdvanced",), ("ModelSamplingDiscrete",)
 # Settings that core ComfyUI has no node for: how they must stand, and in which words the others are refused.
 PLAIN: dict[str, Any] = {"repeat": "none", "start_picture": None, "guidance_until": 1.0, "vae_model": None}
 
@@ -51,7 +51,8 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
         raise SettingsError(f"This LoRA is for {lora.facts.family}, not for SDXL. Draw with what trained it.")
     server, version = comfy_server.connect(config.backend_url, say)
     info = comfy_server.node_info(server)
-    lacking = [kind for kind in (*NEEDED, *(FOR_REFINER if config.refine != "none" else ())) if kind not in info]
+    needed = [*NEEDED, *(FOR_REFINER if config.refine != "none" else ()), *(FOR_V if _predicts_v(lora) else ())]
+    lacking = [kind for kind in needed if kind not in info]
     if lacking:
         raise BackendError(f"{server.name} (version {version}) lacks the nodes {', '.join(lacking)}. Update it.")
     there = comfy_server.choices(info, "CheckpointLoaderSimple", "ckpt_name")
@@ -72,12 +73,12 @@ def draw(asked: Drawing) -> Iterator[Drawn]:
     server, version = comfy_server.connect(asked.config.backend_url, asked.say)
     lora_name, embedding = put_lora(server, asked.run, asked.lora), _embedding(server, asked.lora)
     desk = _Desk(server, asked.folder.elsewhere, records.read(asked.folder.elsewhere).get("prompts", {}))
-    waiting, queued = deque(asked.missing), deque[tuple[Generation, comfy_workflow.Drawing]]()
+    waiting, queued = deque(asked.missing), deque[tuple[Generation, workflow.Drawing]]()
     try:
         while (waiting or queued) and not asked.stop.asked:
             while waiting and len(queued) < AHEAD:
                 one = waiting.popleft()
-                queued.append((one, comfy_workflow.design(_design(asked, one, lora_name, embedding))))
+                queued.append((one, workflow.design(_design(asked, one, lora_name, embedding))))
                 desk.ask(*queued[-1])
             one, drawing = queued[0]
             outputs = desk.wait_for(one, drawing, asked)
@@ -154,15 +155,15 @@ def _embedding(server: Server, lora: Adapter) -> str | None:
     )
 
 
-def _design(asked: Drawing, one: Generation, lora_name: str, embedding: str | None) -> comfy_workflow.Design:
-    return comfy_workflow.Design(
+def _design(asked: Drawing, one: Generation, lora_name: str, embedding: str | None) -> workflow.Design:
+    return workflow.Design(
         checkpoint=asked.models.base,
         prompt=one.prompt,
         seed=one.seed,
         width=one.width,
         height=one.height,
         negative_prompt=one.negative_prompt,
-        steps=one.num_inference_steps,
+        num_inference_steps=one.num_inference_steps,
         guidance_scale=one.guidance_scale,
         scheduler=one.scheduler,
         lora_name=lora_name,
@@ -175,7 +176,12 @@ def _design(asked: Drawing, one: Generation, lora_name: str, embedding: str | No
         refine_strength=one.refine_strength or 0.3,
         embedding=embedding,
         concept_token=one.concept_token,
+        predicts_v=_predicts_v(asked.lora),
     )
+
+
+def _predicts_v(lora: Adapter) -> bool:
+    return lora.facts.prediction_type == "v_prediction"
 
 
 @dataclass
@@ -187,7 +193,7 @@ class _Desk:
     numbers: dict[str, Any]
     adopted: set[int] = field(default_factory=set)  # asked for in an earlier session
 
-    def ask(self, one: Generation, drawing: comfy_workflow.Drawing, *, anew: bool = False) -> None:
+    def ask(self, one: Generation, drawing: workflow.Drawing, *, anew: bool = False) -> None:
         """Have a design in the server's queue: the one of before, if it was the same, else a new one.
 
         Its number is kept first: a cut between the two must not draw it twice.
@@ -199,11 +205,15 @@ class _Desk:
             self.adopted.add(one.index)
             return
         kept = self._keep(one, same | {"id": str(uuid.uuid4())})
-        number = comfy_server.queue(self.server, drawing.workflow, kept["id"])
+        try:
+            number = comfy_server.queue(self.server, drawing.workflow, kept["id"])
+        except comfy_server.Refused:
+            self.forget(one)  # there is nothing to be followed
+            raise
         if number != kept["id"]:  # an older server, which gives numbers of its own
             self._keep(one, kept | {"id": number})
 
-    def wait_for(self, one: Generation, drawing: comfy_workflow.Drawing, asked: Drawing) -> Mapping[str, Any] | None:
+    def wait_for(self, one: Generation, drawing: workflow.Drawing, asked: Drawing) -> Mapping[str, Any] | None:
         """What came of a design, None when stopped; one that the server forgot is asked for once more."""
         for is_second in (False, True):
             try:
@@ -251,7 +261,7 @@ def _tell(say: Say, one: Generation, node: str, step: int, of: int) -> None:
 
 
 def _drawn(
-    server: Server, one: Generation, drawing: comfy_workflow.Drawing, outputs: Mapping[str, Any], version: str
+    server: Server, one: Generation, drawing: workflow.Drawing, outputs: Mapping[str, Any], version: str
 ) -> Drawn:
     """The pictures of a design, fetched."""
     base, refined = (_picture(server, outputs, node) for node in (drawing.base, drawing.refined))

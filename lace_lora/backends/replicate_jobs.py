@@ -34,7 +34,8 @@ from lace_lora.backends import (
 from lace_lora.backends.packages import needed
 from lace_lora.backends.replicate_client import Account, call
 from lace_lora.config import Config
-from lace_lora.errors import BackendError, SettingsError
+from lace_lora.counting import counted
+from lace_lora.errors import BackendError, LaceError, SettingsError
 from lace_lora.presets import Settled
 from lace_lora.run_folder import RunFolder
 from lace_lora.sheet import Generation
@@ -144,7 +145,8 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
         )
     if config.refine != "none":
         say("! Replicate gives one picture a design, so nothing is refined.")
-    _agree(config, trainers.drawing_cost(row, config.num_images), f"{config.num_images} designs", say)
+    _agree(config, trainers.drawing_cost(row, config.num_images), counted(config.num_images, "design"), say)
+    replicate_client.connect(say)  # without a key no sheet is begun
     return Models(version, "", "elsewhere")
 
 
@@ -179,9 +181,7 @@ def draw(asked: Drawing) -> Iterator[Drawn]:
             records.keep(record, predictions=numbers)
     finally:
         if asked.stop.asked:
-            for number in numbers.values():
-                call(account, "stop drawing", api.cancel, number)
-            records.keep(record, predictions={})
+            records.keep(record, predictions=_not_stopped(account, numbers))
     if not waiting and not begun:
         records.forget(record)
 
@@ -308,6 +308,20 @@ def _ended(account: Account, asked: Drawing | Training, look: Any, longest_secon
             left -= PARTS_OF_A_WAIT
         pause = min(1.5 * pause, longest_seconds)
     return None
+
+
+def _not_stopped(account: Account, numbers: Mapping[str, str]) -> dict[str, str]:
+    """Stop designs that are under way, and return those that are paid for all the same: the next call fetches them."""
+    left = {}
+    for index, number in numbers.items():
+        try:
+            done = call(account, "stop drawing", account.client.predictions.cancel, number)
+        except LaceError:
+            left[index] = number
+            continue
+        if done.status == "succeeded":
+            left[index] = number
+    return left
 
 
 def _reason(done: Any) -> str:
