@@ -155,7 +155,7 @@ def stage(
     nf4_passes  through a base in 4 bits
     """
     is_small = job.config.quantization == "nf4" and nf4_passes
-    nf4_gb = nf4_passes * NF4_TRAFFIC * job.model.parameters("unet") / 1e9 if is_small else 0.0
+    nf4_gb = nf4_passes * NF4_TRAFFIC * job.model.parameters("denoiser") / 1e9 if is_small else 0.0
     work = Work(tflop, layers, is_fp32 or job.width == 4, nf4_gb, share)
     took, source = seconds(job, name, work)
     has_gpu = job.machine.gpu_name is not None
@@ -189,5 +189,6 @@ def seconds(job: Job, name: str, work: Work) -> tuple[float | None, str]:
 
 def _largest_part(job: Job, name: str) -> float:
     """Bytes of the largest network that a stage loads."""
-    part = {"encode pictures": "vae", "decode": "vae", "encode captions": "text", "refine": "refiner"}.get(name, "unet")
+    parts = {"encode pictures": "vae", "decode": "vae", "encode captions": "text", "refine": "refiner"}
+    part = parts.get(name, "denoiser")
     return job.model.weight_bytes(part, 4 if part == "vae" else job.width)

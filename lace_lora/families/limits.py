@@ -1,0 +1,73 @@
+"""What a family cannot do, by the names of settings: chosen otherwise and said, or refused where a person asked for it.
+
+Data and one function, without torch, so that the plan can say it before anything is loaded or fetched.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from lace_lora.config import Config
+from lace_lora.errors import SettingsError
+from lace_lora.families.layouts import FAMILIES
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Values of a setting that a family can do; the first is taken where nobody chose."""
+
+    allowed: tuple[object, ...]
+    why: str  # that it can do no others
+
+
+_NO_REFINER = Limit(("none",), "it has no refiner")
+_NO_NEW_WORD = Limit((False,), "a new word can be learnt for SDXL alone")
+LIMITS: Mapping[str, Mapping[str, Limit]] = {
+    "sdxl": {},
+    "sd15": {"refine": _NO_REFINER, "learn_concept_token": _NO_NEW_WORD},
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that gets another value for a family, and why."""
+
+    setting: str
+    value: object
+    why: str
+
+
+def changes(config: Config, family: str, as_set: AbstractSet[str] | None = None) -> list[Change]:
+    """What has to be other than it is for a family.
+
+    as_set  names that a person chose; None means all that a file or an override gave
+
+    Raises SettingsError for the first of those that the family cannot do.
+    """
+    label, found = FAMILIES[family], []
+    for name, limit in LIMITS[family].items():
+        value, wanted = getattr(config, name), limit.allowed[0]
+        if value in limit.allowed:
+            continue
+        if name in (config.given if as_set is None else as_set):
+            others = " or ".join(map(_written, limit.allowed))
+            raise SettingsError(
+                f"{name} is {_written(value)}, which {label} cannot do: {limit.why}. Set {name} {others}."
+            )
+        found.append(Change(name, wanted, f"{label}: {limit.why}"))
+    return found
+
+
+def within(config: Config, family: str) -> tuple[Config, list[str]]:
+    """The settings as a family can do them, and a line for each that was changed. Raises as `changes` does."""
+    found = changes(config, family)
+    if not found:
+        return config, []
+    lines = [f"{one.setting}: {_written(one.value)} is used ({one.why})" for one in found]
+    return config.with_preset({one.setting: one.value for one in found}), lines
+
+
+def _written(value: object) -> str:
+    if value is None or value == "":
+        return "empty"
+    return str(value).lower() if isinstance(value, bool) else str(value)
