@@ -1,4 +1,4 @@
-"""Model folders of every family but SDXL (see conftest) with narrow layers and random weights; no network.
+"""Model folders of every family with a UNet but SDXL (see conftest; tiny_flow has the others): narrow, random weights.
 
 Classes, names and wiring are those of the real ones, so that diffusers' pipelines load and run them.
 """

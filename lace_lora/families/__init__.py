@@ -14,9 +14,9 @@ from lace_lora.families.seam import Family as Family
 from lace_lora.families.seam import Reader as Reader
 
 if TYPE_CHECKING:
-    from lace_lora.families import sd15, sdxl
+    from lace_lora.families import flux, sd15, sd35, sdxl
 
-    _SAME_FUNCTIONS: tuple[Family, ...] = (sdxl, sd15)
+    _SAME_FUNCTIONS: tuple[Family, ...] = (sdxl, sd15, sd35, flux)
 
 
 def of(model: str) -> Family:

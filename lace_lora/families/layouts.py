@@ -10,9 +10,14 @@ from lace_lora.errors import ModelError
 from lace_lora.families.folders import DENOISERS, model_folder, part_config, parts_of
 
 # What can be trained and drawn with, as a person calls it.
-FAMILIES = {"sdxl": "Stable Diffusion XL", "sd15": "Stable Diffusion 1.5 or 2"}
+FAMILIES = {
+    "sdxl": "Stable Diffusion XL",
+    "sd15": "Stable Diffusion 1.5 or 2",
+    "sd35": "Stable Diffusion 3.5",
+    "flux": "Flux.1",
+}
 # Denoisers that are no UNet, by the class that their configs name.
-_TRANSFORMERS: dict[str, str] = {}
+_TRANSFORMERS = {"SD3Transformer2DModel": "sd35", "FluxTransformer2DModel": "flux"}
 
 
 @dataclass(frozen=True)
@@ -140,4 +145,40 @@ def _plain(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(values)
 
 
-_LAYOUTS: dict[str, Callable[[str, Path], Layout]] = {"sdxl": _sdxl, "sd15": _sd15}
+def _sd35(model: str, folder: Path) -> Layout:
+    return _of_transformer("sd35", model, folder, channels_a_cell=1)
+
+
+def _flux(model: str, folder: Path) -> Layout:
+    return _of_transformer("flux", model, folder, channels_a_cell=4)  # it is given cells 2 by 2
+
+
+def _of_transformer(family: str, model: str, folder: Path, channels_a_cell: int) -> Layout:
+    """What SD 3.5 and Flux say in the same places."""
+    transformer, vae = part_config(folder, "transformer"), part_config(folder, "vae")
+    downscale = 2 ** (len(vae["block_out_channels"]) - 1)
+    given, wanted = transformer["in_channels"], channels_a_cell * vae["latent_channels"]
+    if given != wanted:
+        raise ModelError(
+            f"{model} cannot be used: its transformer is given {given} channels, not the {wanted} of its latents "
+            "alone, so it is made for inpainting or the like. Choose a model that draws from words."
+        )
+    return Layout(
+        family=family,
+        denoiser="transformer",
+        latent_channels=vae["latent_channels"],
+        downscale=downscale,
+        pixel_step=2 * downscale,
+        side_px=int(vae.get("sample_size") or 1024),
+        text_width=transformer["joint_attention_dim"],
+        prediction_type="flow",
+        scaling_factor=vae["scaling_factor"],
+        latents_mean=None,
+        latents_std=None,
+        size_numbers=0,
+        layers_per_block=0,
+        shift_factor=vae.get("shift_factor") or 0.0,
+    )
+
+
+_LAYOUTS: dict[str, Callable[[str, Path], Layout]] = {"sdxl": _sdxl, "sd15": _sd15, "sd35": _sd35, "flux": _flux}

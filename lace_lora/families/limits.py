@@ -22,9 +22,26 @@ class Limit:
 
 _NO_REFINER = Limit(("none",), "it has no refiner")
 _NO_NEW_WORD = Limit((False,), "a new word can be learnt for SDXL alone")
+# What both models of flow matching lack.
+_OF_FLOW: Mapping[str, Limit] = {
+    "lora_targets": Limit(("attention", "attention+ff"), "its transformer has neither convolutions nor an upper half"),
+    "train_text_encoder": Limit((False,), "its text encoders are used as they are"),
+    "learn_concept_token": _NO_NEW_WORD,
+    "min_snr_gamma": Limit((0.0,), "it learns flow, whose noise has its weight by how often each time is drawn"),
+    "noise_offset": Limit((0.0,), "it learns flow, which begins at noise of mean 0"),
+    "refine": _NO_REFINER,
+    "scheduler": Limit(("euler",), "it learns flow, and the other samplers draw by predicted noise"),
+    "repeat": Limit(("none",), "its transformer has no convolutions whose edges could be joined"),
+}
 LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "sdxl": {},
     "sd15": {"refine": _NO_REFINER, "learn_concept_token": _NO_NEW_WORD},
+    "sd35": _OF_FLOW,
+    "flux": {
+        **_OF_FLOW,
+        "negative_prompt": Limit(("",), "it is told how strictly to follow in one pass, and nothing to avoid"),
+        "guidance_until": Limit((1.0,), "its guidance costs no second pass that could be saved"),
+    },
 }
 
 
