@@ -198,11 +198,26 @@ def denoiser_pass(what: Known, denoiser: Any, height: int, width: int) -> Callab
     def empty(*shape: int) -> Tensor:
         return torch.empty(1, *shape, device="meta", dtype=DTYPE)
 
-    text = config.get("cross_attention_dim") or config["joint_attention_dim"]
     pooled, numbers = _told(what, config)
-    words = Encoded(empty(what.tokens, text), empty(pooled))
+    words = Encoded(empty(what.tokens, _text_width(config)), empty(pooled))
     given = empty(what.vae["latent_channels"], height, width), torch.zeros(1, device="meta")
     return lambda: family.predict(denoiser, *given, words, torch.zeros(1, numbers, device="meta"))
+
+
+def encoded(what: Known) -> dict[str, int]:
+    """What is kept of a picture and of a caption once they are encoded: channels a cell, numbers a caption."""
+    config = what.denoiser[1]
+    caption = what.tokens * _text_width(config) + _told(what, config)[0]
+    return {"channels": what.vae["latent_channels"], "caption": caption}
+
+
+def guided_rows(what: Known) -> int:
+    """Rows of a pass that follows a prompt: two, or one where the denoiser is told how strictly to follow it."""
+    return 1 if families.named(what.family).GUIDANCE == "embedded" else 2
+
+
+def _text_width(config: Mapping[str, Any]) -> int:
+    return int(config.get("cross_attention_dim") or config["joint_attention_dim"])
 
 
 def _told(what: Known, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -314,7 +329,7 @@ def counted(
 
     kinds  of LoRA that are counted; all, unless time is short
     """
-    table: dict[str, Any] = {"shape": what.shape_values}
+    table: dict[str, Any] = {"shape": what.shape_values, "encoded": encoded(what), "guided_rows": guided_rows(what)}
     networks = {"denoiser": what.denoiser} | ({"refiner": (what.denoiser[0], what.refiner)} if what.refiner else {})
     for name, (kind, config) in networks.items():
         denoiser = denoiser_of(kind, config)
@@ -345,7 +360,7 @@ def _weights(module: Any) -> dict[str, int]:
     """Numbers in all, and in the layers that NF4 makes smaller; and how many layers have numbers."""
     small = [layer for _, _, layer in quantize._linear_layers(module) if quantize.can_be_quantised(layer)]
     return {
-        "parameters": sum(one.numel() for one in module.parameters()),
+        "parameters": sum(one.numel() for one in module.state_dict().values()),  # SD 3.5 keeps a table of places beside
         "quantizable": sum(layer.weight.numel() for layer in small),
         "layers": layers(module),
     }

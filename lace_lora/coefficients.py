@@ -7,6 +7,8 @@ picture (128 × 128 for SDXL at 1024 px), r a LoRA's rank:
 flop         [1, n, n²]  of one pass of one row; two a multiply-add. Attention grows with the square
 flop_a_rank  [1, n]      what each rank adds to a training step
 peak         [1, n]      bytes held at most in one pass beside weights and gradients, in half precision; twice in fp32
+encoded                  channels of a latent cell, and numbers of a caption as the denoiser reads it
+guided_rows              of a pass that follows a prompt by guidance
 quantizable              numbers in linear layers, which NF4 keeps in 4 bits and a little
 layers                   that have numbers of their own: each takes some time however small a picture is
 """
@@ -41,6 +43,11 @@ class Coefficients:
     scale: float = 1.0
     px_a_cell: int = 8
     name: str = "sdxl"
+
+    @property
+    def guided_rows(self) -> int:
+        """Rows of a pass that follows a prompt: with it and without it, or one of a model that is told how strictly."""
+        return int(self.table["guided_rows"])
 
     def cells(self, width_px: int, height_px: int) -> int:
         """Latent cells of a picture."""

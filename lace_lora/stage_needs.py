@@ -178,14 +178,14 @@ def pictures_an_update(config: Config) -> int:
 
 
 def sample(job: Job) -> Stage:
-    """Rows of sample pictures while training: beside what training holds, a pass of two rows or the VAE."""
+    """Rows of sample pictures while training: beside what training holds, a guided pass or the VAE."""
     config, model = job.config, job.model
     prompts = min(SAMPLES_A_ROW, max(1, len(config.prompts)))
     pictures = prompts * (updates(config) // config.sample_every)
-    flop = 2 * config.num_inference_steps * model.forward_flop("denoiser", job.cells)
+    flop = model.guided_rows * config.num_inference_steps * model.forward_flop("denoiser", job.cells)
     tflop = pictures * (flop + 2 * model.vae_flop("decode", job.cells)) / 1e12
     beside = training_gib(job) * GIB - activation_bytes(job)
-    drawing = 2 * model.forward_bytes("denoiser", job.cells, job.width)
+    drawing = model.guided_rows * model.forward_bytes("denoiser", job.cells, job.width)
     decoding = model.weight_bytes("vae", 4) + model.vae_bytes("decode", job.cells, 4)
     return workload.stage(
         job, "sample", tflop, layers=pictures * config.num_inference_steps * model.layers("denoiser"), weights=beside,
@@ -231,13 +231,14 @@ def _drawn(job: Job, name: str, pictures: int, cells: int, at_once: int) -> Stag
     """Pictures by the base, from noise or from a picture to their end."""
     config = job.config
     share = config.start_strength if config.start_picture and name == "generate" else 1.0
-    guided = 1 + config.guidance_until if config.guidance_scale > 1 else 1.0
+    rows = job.model.guided_rows
+    guided = 1 + (rows - 1) * config.guidance_until if config.guidance_scale > 1 else 1.0
     steps = config.num_inference_steps * share
     return workload.stage(
         job, name, pictures * steps * guided * job.model.forward_flop("denoiser", cells) / 1e12,
         layers=steps * pictures / at_once * job.model.layers("denoiser"),
         weights=job.model.weight_bytes("denoiser", job.width),
-        activations=2 * at_once * job.model.forward_bytes("denoiser", cells, job.width),
+        activations=rows * at_once * job.model.forward_bytes("denoiser", cells, job.width),
     )  # fmt: skip
 
 

@@ -137,9 +137,10 @@ def cuts_a_picture(config: Config) -> int:
 
 
 def encoded_bytes(job: Job) -> float:
-    """All encoded pictures and captions: mean and deviation of 4 channels in fp32, 77 tokens in half precision."""
-    latents = 2 * 4 * 4 * job.cells * cuts_a_picture(job.config)
-    text = job.width * (77 * job.model.table["shape"]["cross_attention_dim"] + 1280)
+    """All encoded pictures and captions: mean and deviation of each channel in fp32, captions in half precision."""
+    kept = job.model.table["encoded"]
+    latents = 2 * 4 * kept["channels"] * job.cells * cuts_a_picture(job.config)
+    text = job.width * kept["caption"]
     classes = job.config.num_class_images if has_classes(job) else 0
     return job.pictures * (latents + text) + classes * 2 * latents
 

@@ -32,12 +32,14 @@ from lace_lora import (
 from lace_lora.config import Config
 from lace_lora.data_utils import open_picture
 from lace_lora.errors import SettingsError
+from lace_lora.families import flux, limits
 from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
 from lace_lora.families.seam import Encoded
 from lace_lora.run_folder import RunFolder
 from lace_lora.sampling import Sampling
 from tests.conftest import build_tiny_sdxl, draw_lace
+from tests.tiny_flow import build_flux, build_sd35
 from tests.tiny_models import build_tiny_sd15
 from tests.training import assert_same, parts_and_pictures, quietly
 
@@ -53,19 +55,29 @@ class Kind:
     sampler  a name of the setting scheduler, and its class in diffusers
     guided   what the pipeline is asked beside prompt, steps, size and seed
     unpacked the pipeline's latents in the shape of ours
+    deaf     layers that can learn nothing, because nothing of what they say is used
     """
 
     build: Callable[[Path], Path]
     sampler: tuple[str, str]
     guided: dict[str, Any]
     unpacked: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda theirs, ours: theirs  # noqa: E731
+    deaf: tuple[str, ...] = ()
 
 
 GUIDED = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE}
 KINDS = {
     "sdxl": Kind(build_tiny_sdxl, ("euler", "EulerDiscreteScheduler"), GUIDED),
     "sd15": Kind(build_tiny_sd15, ("euler", "EulerDiscreteScheduler"), GUIDED),
-}
+    "sd35": Kind(
+        build_sd35, ("euler", "FlowMatchEulerDiscreteScheduler"), GUIDED,
+        deaf=("transformer.transformer_blocks.2.attn.add_q_proj.lora_B.weight",),  # the last block gives no words on
+    ),
+    "flux": Kind(
+        build_flux, ("euler", "FlowMatchEulerDiscreteScheduler"), {"guidance_scale": 3.5},
+        unpacked=lambda theirs, ours: flux.unpack(theirs, ours.shape[-2:]),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,13 +130,14 @@ def _kill_itself(step: train.Step) -> None:
 def test_a_killed_training_ends_as_an_unbroken_one(life: Life) -> None:
     """P22: bit for bit, weights, optimizer and losses."""
     assert_same(RunFolder.of(life.whole), RunFolder.of(life.broken))
-    assert all(bool(one.any()) for name, one in life.adapter.state.items() if "lora_B" in name), "every layer learnt"
+    unlearnt = [name for name, one in life.adapter.state.items() if "lora_B" in name and not bool(one.any())]
+    assert unlearnt == list(KINDS[life.name].deaf)
 
 
 def test_cached_losses_are_those_of_pictures_encoded_anew(life: Life) -> None:
     """The whole path again without cache: decode, cut, encode, read the caption or the empty text, mix, compare."""
     family, model = families.named(life.name), life.model
-    settings = life.whole.model_copy(update={"caption_dropout": 0.5})
+    settings, _ = limits.within(life.whole.model_copy(update={"caption_dropout": 0.5}), life.name)
     made, encoded = parts_and_pictures(settings)
     vae, text = family.load_vae(model, torch.float32, "cpu"), family.load_text(model, torch.float32, "cpu")
     wordless = 0
@@ -164,7 +177,7 @@ def test_the_pipeline_takes_every_tensor_of_the_adapter_and_draws_what_we_draw(l
     denoiser = getattr(pipeline, families.named(life.name).DENOISER)
     loaded = [one for name, one in denoiser.named_parameters() if "lora_" in name]
     assert len(loaded) == len(found.state)
-    assert sum(float(one.abs().sum()) for one in loaded) == pytest.approx(
+    assert sum(float(one.detach().abs().sum()) for one in loaded) == pytest.approx(
         sum(float(one.abs().sum()) for one in found.state.values()), rel=1e-6
     )
     pipeline.scheduler = getattr(diffusers, kind.sampler[1]).from_config(pipeline.scheduler.config)

@@ -115,6 +115,56 @@ _CLIP_G = (
     },
     77,
 )
+_VAE_OF_FLOW = _VAE | {"latent_channels": 16, "use_post_quant_conv": False, "use_quant_conv": False}
+# The encoder of google/t5-v1_1-xxl: 4762 million parameters.
+_T5 = (
+    "T5EncoderModel",
+    {
+        "d_ff": 10240,
+        "d_kv": 64,
+        "d_model": 4096,
+        "feed_forward_proj": "gated-gelu",
+        "num_heads": 64,
+        "num_layers": 24,
+        "vocab_size": 32128,
+    },
+)
+# stabilityai/stable-diffusion-3.5-large, transformer/config.json: 8057 million parameters, and 90 of places.
+SD35_LARGE_TRANSFORMER = {
+    "attention_head_dim": 64,
+    "caption_projection_dim": 2432,
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 38,
+    "num_layers": 38,
+    "patch_size": 2,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+    "qk_norm": "rms_norm",
+    "sample_size": 128,
+}
+# stabilityai/stable-diffusion-3.5-medium: 2243 million, and 226 of places.
+SD35_MEDIUM_TRANSFORMER = SD35_LARGE_TRANSFORMER | {
+    "caption_projection_dim": 1536,
+    "dual_attention_layers": list(range(13)),
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "pos_embed_max_size": 384,
+}
+_TEXT_OF_SD35 = (("CLIPTextModelWithProjection", *_CLIP_L[1:]), _CLIP_G, (*_T5, 256))
+# black-forest-labs/FLUX.1-dev, transformer/config.json: 11901 million parameters.
+FLUX_TRANSFORMER = {
+    "attention_head_dim": 128,
+    "axes_dims_rope": [16, 56, 56],
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "patch_size": 1,
+    "pooled_projection_dim": 768,
+}
 
 SDXL = Known(
     "sdxl", "sdxl", ("stabilityai/stable-diffusion-xl-base-1.0",),
@@ -127,7 +177,22 @@ SD15 = Known(
     ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"),
     512, 2, (_UNET, SD15_UNET), _VAE, (_CLIP_L,), ("block_out_channels", "cross_attention_dim", "layers_per_block"),
 )  # fmt: skip
-ALL = {one.name: one for one in (SDXL, SD15)}
+SD35_MEDIUM = Known(
+    "sd35-medium", "sd35", ("stabilityai/stable-diffusion-3.5-medium",),
+    1024, 17, ("SD3Transformer2DModel", SD35_MEDIUM_TRANSFORMER), _VAE_OF_FLOW, _TEXT_OF_SD35,
+    ("num_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim"), 77 + 256,
+)  # fmt: skip
+SD35_LARGE = Known(
+    "sd35-large", "sd35", ("stabilityai/stable-diffusion-3.5-large", "stabilityai/stable-diffusion-3.5-large-turbo"),
+    1024, 28, ("SD3Transformer2DModel", SD35_LARGE_TRANSFORMER), _VAE_OF_FLOW, _TEXT_OF_SD35,
+    ("num_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim"), 77 + 256,
+)  # fmt: skip
+FLUX = Known(
+    "flux", "flux", ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"),
+    1024, 34, ("FluxTransformer2DModel", FLUX_TRANSFORMER), _VAE_OF_FLOW, (_CLIP_L, (*_T5, 512)),
+    ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim"), 512,
+)  # fmt: skip
+ALL = {one.name: one for one in (SDXL, SD15, SD35_MEDIUM, SD35_LARGE, FLUX)}
 
 
 def by_name(model: str) -> Known | None:
