@@ -17,11 +17,11 @@ class Limit:
     """Values of a setting that a family can do; the first is taken where nobody chose."""
 
     allowed: tuple[object, ...]
-    why: str  # that it can do no others
+    why: str  # that it can do no others, to be read behind the name of the family
 
 
-_NO_REFINER = Limit(("none",), "it has no refiner")
-_NO_NEW_WORD = Limit((False,), "a new word can be learnt for SDXL alone")
+_NO_REFINER = Limit(("none",), "has no refiner")
+_NO_NEW_WORD = Limit((False,), "cannot learn a new word here, only SDXL can")
 LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "sdxl": {},
     "sd15": {"refine": _NO_REFINER, "learn_concept_token": _NO_NEW_WORD},
@@ -51,10 +51,8 @@ def changes(config: Config, family: str, as_set: AbstractSet[str] | None = None)
             continue
         if name in (config.given if as_set is None else as_set):
             others = " or ".join(map(_written, limit.allowed))
-            raise SettingsError(
-                f"{name} is {_written(value)}, which {label} cannot do: {limit.why}. Set {name} {others}."
-            )
-        found.append(Change(name, wanted, f"{label}: {limit.why}"))
+            raise SettingsError(f"{name} is {_written(value)}, but {label} {limit.why}. Set {name} {others}.")
+        found.append(Change(name, wanted, f"{label} {limit.why}"))
     return found
 
 
@@ -63,7 +61,7 @@ def within(config: Config, family: str) -> tuple[Config, list[str]]:
     found = changes(config, family)
     if not found:
         return config, []
-    lines = [f"{one.setting}: {_written(one.value)} is used ({one.why})" for one in found]
+    lines = [f"{one.setting}: {_written(one.value)} is used, because {one.why}" for one in found]
     return config.with_preset({one.setting: one.value for one in found}), lines
 
 
