@@ -108,8 +108,8 @@ class Choosing:
         if meant not in (family, presets.USUAL):
             wanted, found = (FAMILIES.get(one, one) for one in (meant, family))
             raise SettingsError(
-                f"The preset {self.settled.preset} is for {wanted}, and pretrained_model {self.config.pretrained_model} "
-                f"is {found}. Choose another preset, or leave pretrained_model to it."
+                f"The preset {self.settled.preset} is for {wanted}, and pretrained_model "
+                f"{self.config.pretrained_model} is {found}. Choose another preset, or leave pretrained_model to it."
             )
 
     # -- what is computed --

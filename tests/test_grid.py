@@ -169,7 +169,7 @@ def test_L16_a_unet_whose_lora_is_taken_off_is_bit_for_bit_as_loaded(
     own, changed = fresh.state_dict(), unet.state_dict()
     adapters.fuse(unet, lora, 0.3)
     assert sum(not torch.equal(changed[name], one) for name, one in own.items()) == len(state) // 2
-    cells._put_back(unet, model, lora)
+    cells._put_back(sdxl, unet, model, lora)
     assert all(torch.equal(changed[name], one) for name, one in own.items())
 
 

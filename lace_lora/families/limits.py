@@ -17,21 +17,21 @@ class Limit:
     """Values of a setting that a family can do; the first is taken where nobody chose."""
 
     allowed: tuple[object, ...]
-    why: str  # that it can do no others
+    why: str  # that it can do no others, to be read behind the name of the family
 
 
-_NO_REFINER = Limit(("none",), "it has no refiner")
-_NO_NEW_WORD = Limit((False,), "a new word can be learnt for SDXL alone")
+_NO_REFINER = Limit(("none",), "has no refiner")
+_NO_NEW_WORD = Limit((False,), "cannot learn a new word here, only SDXL can")
 # What both models of flow matching lack.
 _OF_FLOW: Mapping[str, Limit] = {
-    "lora_targets": Limit(("attention", "attention+ff"), "its transformer has neither convolutions nor an upper half"),
-    "train_text_encoder": Limit((False,), "its text encoders are used as they are"),
+    "lora_targets": Limit(("attention", "attention+ff"), "is a transformer without convolutions or an upper half"),
+    "train_text_encoder": Limit((False,), "has its text encoders used as they are"),
     "learn_concept_token": _NO_NEW_WORD,
-    "min_snr_gamma": Limit((0.0,), "it learns flow, whose noise has its weight by how often each time is drawn"),
-    "noise_offset": Limit((0.0,), "it learns flow, which begins at noise of mean 0"),
+    "min_snr_gamma": Limit((0.0,), "learns flow, which weighs noise by how often each time is drawn"),
+    "noise_offset": Limit((0.0,), "learns flow, which begins at noise of mean 0"),
     "refine": _NO_REFINER,
-    "scheduler": Limit(("euler",), "it learns flow, and the other samplers draw by predicted noise"),
-    "repeat": Limit(("none",), "its transformer has no convolutions whose edges could be joined"),
+    "scheduler": Limit(("euler",), "learns flow, and the other samplers draw by predicted noise"),
+    "repeat": Limit(("none",), "is a transformer without convolutions whose edges could be joined"),
 }
 LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "sdxl": {},
@@ -39,8 +39,8 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     "sd35": _OF_FLOW,
     "flux": {
         **_OF_FLOW,
-        "negative_prompt": Limit(("",), "it is told how strictly to follow in one pass, and nothing to avoid"),
-        "guidance_until": Limit((1.0,), "its guidance costs no second pass that could be saved"),
+        "negative_prompt": Limit(("",), "is told how strictly to follow in one pass, and nothing to avoid"),
+        "guidance_until": Limit((1.0,), "is guided without a second pass, so that there is none to leave out"),
     },
 }
 
@@ -68,10 +68,8 @@ def changes(config: Config, family: str, as_set: AbstractSet[str] | None = None)
             continue
         if name in (config.given if as_set is None else as_set):
             others = " or ".join(map(_written, limit.allowed))
-            raise SettingsError(
-                f"{name} is {_written(value)}, which {label} cannot do: {limit.why}. Set {name} {others}."
-            )
-        found.append(Change(name, wanted, f"{label}: {limit.why}"))
+            raise SettingsError(f"{name} is {_written(value)}, but {label} {limit.why}. Set {name} {others}.")
+        found.append(Change(name, wanted, f"{label} {limit.why}"))
     return found
 
 
@@ -80,7 +78,7 @@ def within(config: Config, family: str) -> tuple[Config, list[str]]:
     found = changes(config, family)
     if not found:
         return config, []
-    lines = [f"{one.setting}: {_written(one.value)} is used ({one.why})" for one in found]
+    lines = [f"{one.setting}: {_written(one.value)} is used, because {one.why}" for one in found]
     return config.with_preset({one.setting: one.value for one in found}), lines
 
 
