@@ -77,6 +77,7 @@ def of_another(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple
 
 
 def check_family(file: Path, facts: AdapterFacts) -> None:
+    """Raises AdapterError for an adapter of a kind of model that cannot be used here."""
     if facts.family not in families.FAMILIES:
         raise AdapterError(
             f"{file} is an adapter for {facts.family}, which cannot be used here. Choose one that was trained on one "
