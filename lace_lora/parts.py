@@ -80,7 +80,7 @@ def assemble(
         family=family,
         denoiser=denoiser,
         text=text,
-        noising=family.noising(model, device),
+        noising=family.noising(model, device, int(settings.resolution)),
         sizes=layout(model),
         parameters=parameters,
         masters=masters,

@@ -104,6 +104,26 @@ def test_an_sd15_step_is_what_was_counted():
     assert peak == pytest.approx(found.peak, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["sd35-medium", pytest.param("sd35-large", marks=pytest.mark.slow),
+                                  pytest.param("flux", marks=pytest.mark.slow)])  # fmt: skip
+def test_a_step_of_flow_is_what_was_counted(name):
+    """C14, P20: the same of SD 3.5 and Flux; the two larger ones take half a minute each."""
+    found, (flop, peak) = of_step(known.ALL[name], name, "attention", "none", 4, 64, 96)
+    assert flop == pytest.approx(found.flop, rel=1e-4)
+    assert peak == pytest.approx(found.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["sd35-medium", "flux"])
+def test_a_picture_of_flow_takes_what_was_counted(name):
+    """C14: one pass of the true transformer at a size that the table was not made from, and all text encoders."""
+    what, shipped = known.ALL[name], table(name)
+    denoiser = count.denoiser_of(*what.denoiser)
+    found = count.measured(denoiser, count.denoiser_pass(what, denoiser, 64, 96))
+    assert shipped.forward_flop("denoiser", 64 * 96) == pytest.approx(found.flop, rel=1e-5)
+    assert shipped.forward_bytes("denoiser", 64 * 96, 2) == pytest.approx(found.peak, rel=0.05)  # of 70 MB
+    assert (count.encoded(what), count.guided_rows(what)) == (shipped.table["encoded"], shipped.guided_rows)
+
+
 @pytest.mark.parametrize("name", known.ALL)
 def test_a_known_model_is_planned_for_by_its_name_alone(name):
     """P20: with its own table, before anything of it is fetched."""

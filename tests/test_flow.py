@@ -21,6 +21,7 @@ with quiet():
         SD3Transformer2DModel,
         StableDiffusion3Pipeline,
     )
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
     from diffusers.training_utils import compute_density_for_timestep_sampling
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -201,15 +202,19 @@ def test_times_are_drawn_as_diffusers_draws_them(built: Callable[[str], str]) ->
 
 
 def test_the_shift_is_that_of_the_shipped_schedule(built: Callable[[str], str]) -> None:
-    """Flux-dev's depends on the size: at 1024 px it is e^1.15, the largest that it was trained for."""
+    """Flux-dev's depends on the size that is learnt, by the line that its pipeline draws with; the others' do not."""
     plain = torch.linspace(1, 1 / 1000, 1000)
     shipped = FlowMatchEulerDiscreteScheduler.from_pretrained(built("sd35"), subfolder="scheduler")
-    assert torch.allclose(flow.shifted(plain, flow.noising(built("sd35")).shift), shipped.sigmas, atol=1e-6)
+    for side in (512, 1024):
+        shift = flow.noising(built("sd35"), side_px=side).shift
+        assert torch.allclose(flow.shifted(plain, shift), shipped.sigmas, atol=1e-6)
+        assert flow.noising(built("schnell"), side_px=side).shift == 1.0
     dev = FlowMatchEulerDiscreteScheduler.from_pretrained(built("flux"), subfolder="scheduler")
-    assert flow.mu(dev, (128, 128)) == pytest.approx(1.15) and flow.mu(dev, (32, 32)) == pytest.approx(0.5)
-    at_full_size = torch.as_tensor(dev.time_shift(flow.mu(dev, (128, 128)), 1.0, plain.numpy()))
-    assert torch.allclose(flow.shifted(plain, flow.noising(built("flux")).shift), at_full_size, atol=1e-6)
-    assert flow.noising(built("schnell")).shift == 1.0
+    for side, mu in ((256, 0.5), (512, calculate_shift(32 * 32)), (1024, 1.15)):
+        theirs = torch.as_tensor(dev.time_shift(mu, 1.0, plain.numpy()))
+        ours = flow.shifted(plain, flow.noising(built("flux"), side_px=side).shift)
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert flow.noising(built("flux")).shift == flow.noising(built("flux"), side_px=64).shift
 
 
 def test_noise_is_mixed_as_the_scheduler_mixes_it_and_the_target_leads_back() -> None:

@@ -33,8 +33,8 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def noising(model: str, device: str = "cpu") -> DDPMScheduler:
-    """The forward process that the model was trained with, taken from the scheduler that it ships.
+def noising(model: str, device: str = "cpu", side_px: int | None = None) -> DDPMScheduler:
+    """The forward process that the model was trained with, taken from the scheduler that it ships, whatever the size.
 
     A sampler such as Euler is never used for noising: its add_noise gives a standard deviation of 8.5 at step 900.
     """

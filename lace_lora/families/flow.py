@@ -12,6 +12,7 @@ from typing import Any
 
 from lace_lora.errors import AdapterError, SettingsError
 from lace_lora.families.folders import model_folder, part_config
+from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
 
 with quiet():
@@ -36,15 +37,19 @@ class Noising:
 # -- one training step's mathematics --
 
 
-def noising(model: str, device: str = "cpu") -> Noising:
+def noising(model: str, device: str = "cpu", side_px: int | None = None) -> Noising:
     """The shift that the model was trained with, by the scheduler that it ships.
 
-    Where it depends on the size (Flux-dev), that of the largest size that it was trained for: e^1.15 = 3.16 at 1024 px.
+    side_px  of the square that is learnt; None for the model's own
+
+    Flux-dev's depends on the size, in training as in drawing: e^1.15 = 3.16 at 1024 px, 1.88 at 512.
     """
     shipped = part_config(model_folder(model), "scheduler")
-    if shipped.get("use_dynamic_shifting"):
-        return Noising(math.exp(shipped.get("max_shift", 1.15)))
-    return Noising(float(shipped.get("shift", 1.0)))
+    if not shipped.get("use_dynamic_shifting"):
+        return Noising(float(shipped.get("shift", 1.0)))
+    sizes = layout(model)
+    cells = (side_px or sizes.side_px) // sizes.downscale
+    return Noising(math.exp(mu(shipped, (cells, cells))))
 
 
 def times(noising: Noising, within_B: Tensor) -> Tensor:
@@ -106,12 +111,12 @@ def sampler(name: str, model: str) -> Any:
     return FlowMatchEulerDiscreteScheduler.from_config(part_config(model_folder(model), "scheduler"))
 
 
-def mu(scheduler: Any, cells_hw: tuple[int, int]) -> float:
+def mu(told: Mapping[str, Any], cells_hw: tuple[int, int]) -> float:
     """The logarithm of the shift for a picture of that many latent cells: a straight line through two sizes.
 
-    0.5 for 256 places of 2 by 2 cells and 1.15 for 4096 (1024 px): the defaults of Flux' pipeline.
+    told  the scheduler's config; without numbers of its own those of Flux' pipeline, 0.5 for 256 places of 2 by 2 cells
+          and 1.15 for 4096, which are 1024 px
     """
-    told = scheduler.config
     few, many = told.get("base_image_seq_len", 256), told.get("max_image_seq_len", 4096)
     low, high = told.get("base_shift", 0.5), told.get("max_shift", 1.15)
     places = (cells_hw[0] // PATCH) * (cells_hw[1] // PATCH)

@@ -156,7 +156,7 @@ def make_sampler(
     Raises SettingsError for a sampler that is not made for flow matching.
     """
     scheduler = flow.sampler(name, model)
-    scheduler.set_timesteps(sigmas=numpy.linspace(1.0, 1 / steps, steps), mu=flow.mu(scheduler, cells_hw))
+    scheduler.set_timesteps(sigmas=numpy.linspace(1.0, 1 / steps, steps), mu=flow.mu(scheduler.config, cells_hw))
     return scheduler
 
 

@@ -133,7 +133,7 @@ def make_sampler(
     """
     scheduler = flow.sampler(name, model)
     if scheduler.config.use_dynamic_shifting:
-        scheduler.set_timesteps(steps, mu=flow.mu(scheduler, cells_hw))
+        scheduler.set_timesteps(steps, mu=flow.mu(scheduler.config, cells_hw))
     else:
         scheduler.set_timesteps(steps)
     return scheduler

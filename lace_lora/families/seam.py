@@ -131,8 +131,11 @@ class Family(Protocol):
 
     # -- one training step's mathematics --
 
-    def noising(self, model: str, device: str = "cpu") -> Any:
-        """What training mixes noise by; opaque to all others. Raises ModelError for a model that cannot be trained."""
+    def noising(self, model: str, device: str = "cpu", side_px: int | None = None) -> Any:
+        """What training mixes noise by; opaque to all others. Raises ModelError for a model that cannot be trained.
+
+        side_px  of the square that is learnt, on which Flux' noise depends; None for the model's own
+        """
 
     def times(self, noising: Any, within_B: "Tensor") -> "Tensor":
         """The model's times [B] for numbers uniform in 0..1 (float64 keeps the last digits that a schedule has)."""
