@@ -1,7 +1,7 @@
 """Count what the plan is made of, on the true architectures without weights: FLOPs, activations, parameters.
 
-python -m benchmarks.count            print both tables that ship, SDXL's and the demo's; about ten minutes
-python -m benchmarks.count --write    and write them to lace_lora/plan_data
+python -m benchmarks.count                 print all tables that ship, of families/known.py and the demo's; ten minutes
+python -m benchmarks.count sd15 --write    count one of them and write it to lace_lora/plan_data
 
 Nothing is computed: the networks lie on torch's meta device. Attention is replaced by one that keeps what a fused
 kernel keeps (query, key, value, output and one number a row), since the meta device would unfold it. Every number grows
@@ -29,63 +29,39 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from lace_lora import adapter, lean, quantize
+from lace_lora import adapter, families, lean, quantize
 from lace_lora.demo import base_dir, refiner_dir
-from lace_lora.families import sdxl
+from lace_lora.families import known, limits
+from lace_lora.families.known import Known
+from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
-from lace_lora.families.random_model import SDXL_REFINER_UNET, SDXL_UNET
+from lace_lora.families.seam import Encoded
 
 GIB = 1024**3
 TOKENS = 77
 TARGETS = ("attention", "attention+ff", "attention+ff+conv", "up_blocks")
 MODES = ("none", "transformers", "full")
-SHAPE = ("block_out_channels", "cross_attention_dim", "layers_per_block", "transformer_layers_per_block")
 RANKS = (8, 24)
 SIDES = (32, 64, 128)  # latent cells; multiples of 8, so that every halving is exact
 DTYPE = torch.bfloat16  # all bytes are those of half precision; of fp32 they are twice as many
 DATA = Path(__file__).parent.parent / "lace_lora" / "plan_data"
-SDXL_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
-SDXL_TEXT = (
-    {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
-     "projection_dim": 768},
-    {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32,
-     "projection_dim": 1280},
-)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The configs of all networks of a base model and its refiner."""
-
-    unet: Mapping[str, Any]
-    refiner: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    text: tuple[Mapping[str, Any], Mapping[str, Any]]
-
-    @property
-    def pooled(self) -> int:
-        """Width of the pooled text."""
-        return int(self.text[1]["projection_dim"])
-
-
-SDXL = Architecture(SDXL_UNET, SDXL_REFINER_UNET, SDXL_VAE, SDXL_TEXT)
-
-
-def of_folders(base: Path, refiner: Path) -> Architecture:
-    """What the configs in two model folders say."""
+def of_folders(base: Path, refiner: Path, name: str) -> Known:
+    """An SDXL base and its refiner as the configs in two model folders describe them."""
 
     def config(folder: Path, part: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
         return values
 
-    unet, refiner_unet, vae = config(base, "unet"), config(refiner, "unet"), config(base, "vae")
-    return Architecture(unet, refiner_unet, vae, (config(base, "text_encoder"), config(base, "text_encoder_2")))
+    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    text = tuple((kind, config(base, part), TOKENS) for part, kind in kinds.items())
+    denoiser = known.SDXL.denoiser[0], config(base, "unet")
+    sizes = layout(str(base))
+    return Known(
+        name, "sdxl", (), sizes.side_px, 0.0, denoiser, config(base, "vae"), text, known.SDXL.shape,
+        refiner=config(refiner, "unet"),
+    )  # fmt: skip
 
 
 # -- one pass on the meta device --
@@ -194,35 +170,62 @@ def measured(module: Any, work: Callable[[], Tensor], learns: bool = False) -> P
 # -- the networks --
 
 
-def unet_of(config: Mapping[str, Any]) -> Any:
-    """A UNet without weights, half precision."""
-    from diffusers import UNet2DConditionModel
+def denoiser_of(kind: str, config: Mapping[str, Any]) -> Any:
+    """A denoiser of diffusers without weights, half precision."""
+    import diffusers
 
     with torch.device("meta"), quiet():
-        return UNet2DConditionModel.from_config(dict(config)).to(DTYPE).requires_grad_(False)
+        return getattr(diffusers, kind).from_config(dict(config)).to(DTYPE).requires_grad_(False)
 
 
-def unet_with_lora(config: Mapping[str, Any], targets: str, mode: str, rank: int) -> tuple[Any, int]:
-    """The UNet with a LoRA on it as it is trained, both in half precision; and the LoRA's parameters."""
-    unet = unet_of(config)
-    parameters = adapter.attach(unet, "unet", adapter.Shape(rank, rank, targets), 0)
+def denoiser_with_lora(what: Known, targets: str, mode: str, rank: int) -> tuple[Any, int]:
+    """The denoiser with a LoRA on it as it is trained, both in half precision; and the LoRA's parameters."""
+    family = families.named(what.family)
+    denoiser = denoiser_of(*what.denoiser)
+    shape = adapter.Shape(rank, rank, targets)
+    parameters = adapter.attach(denoiser, family.DENOISER, shape, 0, family.lora_targets(targets))
     _in_half(parameters.values())
-    unet.train()
-    lean.make_lean(unet)
-    sdxl.checkpoint_activations(unet, mode)
-    return unet, sum(one.numel() for one in parameters.values())
+    denoiser.train()
+    lean.make_lean(denoiser)
+    family.checkpoint_activations(denoiser, mode)
+    return denoiser, sum(one.numel() for one in parameters.values())
 
 
-def unet_pass(unet: Any, height: int, width: int, pooled: int = 1280, batch: int = 1) -> Callable[[], Tensor]:
-    """A prediction for noisy latents of so many cells. pooled: width of the pooled text, 1280 for SDXL."""
-    config = unet.config
-    numbers = (config.projection_class_embeddings_input_dim - pooled) // config.addition_time_embed_dim
+def denoiser_pass(what: Known, denoiser: Any, height: int, width: int) -> Callable[[], Tensor]:
+    """A prediction of the base's denoiser, or of its refiner's, for noisy latents of so many cells."""
+    config, family = denoiser.config, families.named(what.family)
 
     def empty(*shape: int) -> Tensor:
-        return torch.empty(batch, *shape, device="meta", dtype=DTYPE)
+        return torch.empty(1, *shape, device="meta", dtype=DTYPE)
 
-    given = empty(4, height, width), torch.zeros(batch, device="meta"), empty(TOKENS, config.cross_attention_dim)
-    return lambda: sdxl.predict(unet, *given, empty(pooled), torch.zeros(batch, numbers, device="meta"))
+    pooled, numbers = _told(what, config)
+    words = Encoded(empty(what.tokens, _text_width(config)), empty(pooled))
+    given = empty(what.vae["latent_channels"], height, width), torch.zeros(1, device="meta")
+    return lambda: family.predict(denoiser, *given, words, torch.zeros(1, numbers, device="meta"))
+
+
+def encoded(what: Known) -> dict[str, int]:
+    """What is kept of a picture and of a caption once they are encoded: channels a cell, numbers a caption."""
+    config = what.denoiser[1]
+    caption = what.tokens * _text_width(config) + _told(what, config)[0]
+    return {"channels": what.vae["latent_channels"], "caption": caption}
+
+
+def guided_rows(what: Known) -> int:
+    """Rows of a pass that follows a prompt: two, or one where the denoiser is told how strictly to follow it."""
+    return 1 if families.named(what.family).GUIDANCE == "embedded" else 2
+
+
+def _text_width(config: Mapping[str, Any]) -> int:
+    return int(config.get("cross_attention_dim") or config["joint_attention_dim"])
+
+
+def _told(what: Known, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Width of the pooled text, and how many size numbers."""
+    if config.get("addition_embed_type") == "text_time":
+        pooled = int(what.text[-1][1]["projection_dim"])
+        return pooled, (config["projection_class_embeddings_input_dim"] - pooled) // config["addition_time_embed_dim"]
+    return int(config.get("pooled_projection_dim") or 0), 0
 
 
 def vae_of(config: Mapping[str, Any]) -> Any:
@@ -243,13 +246,13 @@ def vae_pass(vae: Any, way: str, height: int, width: int) -> Callable[[], Tensor
     return lambda: vae.encode(pixels_BCHW).latent_dist.mean  # type: ignore[no-any-return]
 
 
-def text_of(config: Mapping[str, Any], has_projection: bool, rank: int = 0) -> tuple[Any, int]:
+def text_of(kind: str, config: Mapping[str, Any], rank: int = 0) -> tuple[Any, int]:
     """A text encoder without weights, with a LoRA where a rank is given; and that LoRA's parameters."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    import transformers
 
-    kind = CLIPTextModelWithProjection if has_projection else CLIPTextModel
+    made = getattr(transformers, kind)
     with torch.device("meta"), quiet():
-        encoder = kind(CLIPTextConfig(**dict(config))).to(DTYPE).requires_grad_(False)
+        encoder = made(made.config_class(**dict(config))).to(DTYPE).requires_grad_(False)
     if not rank:
         return encoder, 0
     parameters = adapter.attach(encoder, "text_encoder", adapter.Shape(rank, rank, "attention"), 0)
@@ -257,9 +260,9 @@ def text_of(config: Mapping[str, Any], has_projection: bool, rank: int = 0) -> t
     return encoder.train(), sum(one.numel() for one in parameters.values())
 
 
-def text_pass(encoder: Any) -> Callable[[], Tensor]:
+def text_pass(encoder: Any, tokens: int = TOKENS) -> Callable[[], Tensor]:
     """Encode one caption."""
-    ids_BL = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+    ids_BL = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     return lambda: encoder(ids_BL, output_hidden_states=True).hidden_states[-2]  # type: ignore[no-any-return]
 
 
@@ -294,13 +297,13 @@ def _of_size(module: Any, work: Callable[[int, int], Callable[[], Tensor]]) -> d
     }
 
 
-def training(what: Architecture, targets: str, mode: str) -> dict[str, Any]:
+def training(what: Known, targets: str, mode: str) -> dict[str, Any]:
     """Coefficients of one picture's forward and backward pass: FLOP and peak bytes, and those a rank."""
     found: dict[tuple[int, int], Pass] = {}
     for rank in RANKS:
-        unet, _ = unet_with_lora(what.unet, targets, mode, rank)
+        denoiser, _ = denoiser_with_lora(what, targets, mode, rank)
         for side in SIDES if rank == RANKS[0] else (SIDES[0], SIDES[-1]):
-            found[rank, side] = measured(unet, unet_pass(unet, side, side, what.pooled), learns=True)
+            found[rank, side] = measured(denoiser, denoiser_pass(what, denoiser, side, side), learns=True)
     low, high = RANKS
     table = {}
     for name in ("flop", "peak"):
@@ -313,38 +316,51 @@ def training(what: Architecture, targets: str, mode: str) -> dict[str, Any]:
     return table
 
 
+def kinds_of(what: Known) -> tuple[str, ...]:
+    """The values of lora_targets that mean something for its family."""
+    limit = limits.LIMITS[what.family].get("lora_targets")
+    return tuple(kind for kind in TARGETS if limit is None or kind in limit.allowed)
+
+
 def counted(
-    what: Architecture, say: Callable[[str], None] = lambda line: None, kinds: Sequence[str] = TARGETS
+    what: Known, say: Callable[[str], None] = lambda line: None, kinds: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The table of coefficients of a model; lace_lora/coefficients.py says what they mean.
 
     kinds  of LoRA that are counted; all, unless time is short
     """
-    table: dict[str, Any] = {"shape": {name: what.unet[name] for name in SHAPE}}
-    for name, config in (("unet", what.unet), ("refiner", what.refiner)):
-        unet = unet_of(config)
-        table[name] = _weights(unet) | _of_size(unet, partial(unet_pass, unet, pooled=what.pooled))
+    table: dict[str, Any] = {"shape": what.shape_values, "encoded": encoded(what), "guided_rows": guided_rows(what)}
+    networks = {"denoiser": what.denoiser} | ({"refiner": (what.denoiser[0], what.refiner)} if what.refiner else {})
+    for name, (kind, config) in networks.items():
+        denoiser = denoiser_of(kind, config)
+        table[name] = _weights(denoiser) | _of_size(denoiser, partial(denoiser_pass, what, denoiser))
     vae = vae_of(what.vae)
     halves = {"encode": vae.encoder, "decode": vae.decoder}
     table["vae"] = _weights(vae) | {
         way: {"layers": layers(half)} | _of_size(vae, partial(vae_pass, vae, way)) for way, half in halves.items()
     }
-    table["text"] = [_text(config, number == 1) for number, config in enumerate(what.text)]
+    table["text"] = text_rows(what)
     table["training"] = {}
-    for targets in kinds:
-        parameters = unet_with_lora(what.unet, targets, "none", RANKS[0])[1]
+    for targets in kinds or kinds_of(what):
+        parameters = denoiser_with_lora(what, targets, "none", RANKS[0])[1]
         table["training"][targets] = {"parameters_a_rank": parameters // RANKS[0]}
         for mode in MODES:
-            say(f"{targets}, checkpointing {mode}")
+            say(f"{what.name}: {targets}, checkpointing {mode}")
             table["training"][targets][mode] = training(what, targets, mode)
     return table
+
+
+def text_rows(what: Known) -> list[dict[str, Any]]:
+    """Coefficients of each text encoder; nothing for training where the family's cannot be trained."""
+    limit = limits.LIMITS[what.family].get("train_text_encoder")
+    return [_text(*one, learns=limit is None or True in limit.allowed) for one in what.text]
 
 
 def _weights(module: Any) -> dict[str, int]:
     """Numbers in all, and in the layers that NF4 makes smaller; and how many layers have numbers."""
     small = [layer for _, _, layer in quantize._linear_layers(module) if quantize.can_be_quantised(layer)]
     return {
-        "parameters": sum(one.numel() for one in module.parameters()),
+        "parameters": sum(one.numel() for one in module.state_dict().values()),  # SD 3.5 keeps a table of places beside
         "quantizable": sum(layer.weight.numel() for layer in small),
         "layers": layers(module),
     }
@@ -355,17 +371,17 @@ def layers(module: Any) -> int:
     return sum(1 for one in module.modules() if next(one.parameters(recurse=False), None) is not None)
 
 
-def _text(config: Mapping[str, Any], has_projection: bool) -> dict[str, Any]:
+def _text(kind: str, config: Mapping[str, Any], tokens: int, learns: bool) -> dict[str, Any]:
     """Coefficients of a text encoder; those of training are [all, a rank]."""
-    plain, _ = text_of(config, has_projection)
-    read = measured(plain, text_pass(plain))
+    plain, parameters = text_of(kind, config)
+    read = measured(plain, text_pass(plain, tokens))
     trained = {}
-    for rank in RANKS:
-        encoder, parameters = text_of(config, has_projection, rank)
-        trained[rank] = measured(encoder, text_pass(encoder), learns=True)
+    for rank in RANKS if learns else ():
+        encoder, parameters = text_of(kind, config, rank)
+        trained[rank] = measured(encoder, text_pass(encoder, tokens), learns=True)
     step = {}
     for name in ("flop", "peak"):
-        low, high = (float(getattr(trained[rank], name)) for rank in RANKS)
+        low, high = (float(getattr(trained[rank], name)) if learns else 0.0 for rank in RANKS)
         slope = (high - low) / (RANKS[1] - RANKS[0])
         step[f"step_{name}"] = [low - RANKS[0] * slope, slope]
     return {
@@ -379,15 +395,17 @@ def as_text(table: Mapping[str, Any]) -> str:
     return json.dumps(table, indent=1) + "\n"
 
 
-def shipped() -> dict[str, Architecture]:
+def shipped() -> dict[str, Known]:
     """The architectures whose tables ship, by file name."""
-    return {"sdxl": SDXL, "demo": of_folders(base_dir(), refiner_dir())}
+    return {**known.ALL, "demo": of_folders(base_dir(), refiner_dir(), "demo")}
 
 
 def main() -> None:
     """Print or write the tables that ship."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.count", description="Count what the plan is made of.")
-    parser.add_argument("models", nargs="*", default=list(shipped()), help="sdxl, demo or both")
+    parser.add_argument(
+        "models", nargs="*", default=list(shipped()), help="such as sdxl or demo; all where none is named"
+    )
     parser.add_argument("--write", action="store_true", help="to lace_lora/plan_data")
     given = parser.parse_args()
     for name in given.models:

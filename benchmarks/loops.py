@@ -46,7 +46,7 @@ class HandLora(nn.Module):
 def bare(task: Task, contender: Contender) -> Iterator[Any]:
     """Steps on ready tensors with one of the four LoRAs."""
     is_autocast, dtype = contender.loop == "peft-autocast", DTYPES[contender.dtype]
-    unet = sdxl.load_unet(task.model, dtype, task.device)
+    unet = sdxl.load_denoiser(task.model, dtype, task.device)
     parameters = _with_hand_lora(unet, task.rank) if contender.loop == "hand" else _with_peft(unet, task.rank)
     if contender.loop == "lean":
         lean.make_lean(unet)

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 from benchmarks import hardware
 from lace_lora.families import random_model
-from lace_lora.families.random_model import SDXL_REFINER_UNET, SDXL_UNET, Size, Tower
+from lace_lora.families.known import SDXL_REFINER_UNET, SDXL_UNET
+from lace_lora.families.random_model import Size, Tower
 
 CAPTION = "a photo of <myspecialstyle> lace, piece {number}"
 RANK = 16  # of the LoRA that is drawn with
@@ -94,7 +95,7 @@ def build_adapter(run: Path, base: Path, side_px: int, rank: int = RANK) -> Path
     folder = RunFolder(run)
     if folder.adapter_weights.is_file():
         return folder.adapter_weights
-    unet = sdxl.empty_unet(str(base))
+    unet = sdxl.empty_denoiser(str(base))
     parameters = adapters.attach(unet, "unet", adapters.Shape(rank, rank, "attention"), 0)
     chance = torch.Generator().manual_seed(0)
     state = {name: torch.randn(one.shape, generator=chance) * 0.02 for name, one in parameters.items()}

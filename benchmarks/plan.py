@@ -166,7 +166,7 @@ def _model(name: str, work: Path) -> tuple[Path, Coefficients]:
     kept = work / f"{name}.json"
     if not kept.is_file():
         size = SIZES[name]
-        what = replace(count.of_folders(folder, folder), refiner=size.refiner)
+        what = replace(count.of_folders(folder, folder, name), refiner=size.refiner)
         kinds = sorted({setting.targets for setting in SMALL})
         kept.write_text(count.as_text(count.counted(what, print, kinds)), encoding="utf-8")
     return folder, Coefficients(json.loads(kept.read_text(encoding="utf-8")))

@@ -17,9 +17,9 @@ from unittest import mock
 from PIL import Image
 
 from lace_lora import config, inference, order
+from lace_lora.families.diffusion import SCHEDULERS
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
-from lace_lora.sampling import SCHEDULERS
 from lace_lora.shelf import Shelf
 
 with quiet():

@@ -6,15 +6,20 @@ diffusers' own converters mix two styles, and loaders then drop part of the tens
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint
+from lace_lora import checkpoint, families
 from lace_lora import lora as layers
+from lace_lora.adapter_facts import FACTS_KEY as FACTS_KEY
+from lace_lora.adapter_facts import METADATA_KEY as METADATA_KEY
+from lace_lora.adapter_facts import AdapterFacts as AdapterFacts
+from lace_lora.adapter_facts import check_family, for_peft, header_of, of_another, told_in
 from lace_lora.errors import AdapterError
-from lace_lora.families import quiet, sdxl
+from lace_lora.families import lora_names, quiet
 from lace_lora.families import sdxl_names as naming
+from lace_lora.families.seam import TextParts
 from lace_lora.file_names import public_name
 from lace_lora.lora import Shape as Shape
 from lace_lora.lora import attach as attach
@@ -28,41 +33,6 @@ with quiet.quiet():
     from safetensors.torch import load_file
     from safetensors.torch import save as as_safetensors
     from torch import Tensor
-
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
-FACTS_KEY = "lace_lora"  # where our own facts stand, so that a file that was copied alone still tells what it is
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
-    """What made an adapter, as kept in adapter.json and in the header of its files."""
-
-    family: str
-    base_model: str
-    rank: int
-    alpha: float
-    lora_targets: tuple[str, ...]
-    use_dora: bool = False
-    use_rslora: bool = False
-    train_text_encoder: bool = False
-    text_targets: tuple[str, ...] = layers.TEXT_TARGETS
-    learns_token: bool = False
-    concept_token: str = ""
-    instance_prompt: str = ""
-    class_prompt: str = ""
-    resolution: int = 0
-    prediction_type: str = "epsilon"
-    layers_per_block: int = 2
-    step: int = 0
-    is_complete: bool = True
-    data_digest: str = ""
-    settings_digest: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def strength(self) -> float:
-        """What B·A is multiplied by."""
-        return layers.strength_of(self.rank, self.alpha, self.use_rslora)
 
 
 @dataclass(frozen=True)
@@ -138,12 +108,13 @@ def save(state: Mapping[str, Tensor], folder: RunFolder, facts: AdapterFacts) ->
     bad = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise AdapterError(f"The LoRA holds NaN or infinity ({len(bad)} tensors, first: {bad[0]}), so it is not saved.")
-    header = _header(facts, folder.name)
+    header = header_of(facts, folder.name)
     rows = {naming.TOKEN_ROWS[name]: one for name, one in state.items() if name in naming.TOKEN_ROWS}
     lora = {name: one for name, one in state.items() if name not in naming.TOKEN_ROWS}
     parts = sorted({name.partition(".")[0] for name in lora})
-    peft = {f"{part}.{name}": value for part in parts for name, value in _peft_facts(facts, part).items()}
-    others = naming.for_tools(lora, facts.strength * facts.rank, facts.layers_per_block)
+    peft = {f"{part}.{name}": value for part in parts for name, value in for_peft(facts, part).items()}
+    family = families.named(facts.family)
+    others = family.for_other_tools(lora, facts.strength * facts.rank, facts.layers_per_block)
     checkpoint.write_bytes(
         folder.adapter_weights, _bytes_of(lora, header | {METADATA_KEY: json.dumps(peft, sort_keys=True)})
     )
@@ -178,14 +149,15 @@ def load(path: str | Path) -> Adapter:
         with safe_open(file, framework="pt") as opened:
             header: dict[str, str] = opened.metadata() or {}
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-            _check_format(file, shapes)
+            told = told_in(file, header)
+            _check_format(file, shapes, told)
             state = {name: opened.get_tensor(name).float() for name in shapes}
     except (OSError, SafetensorError) as error:
         raise AdapterError(
             f"{file} is damaged or no safetensors file ({str(error).splitlines()[0]}). Copy or train it again."
         ) from error
     _check_sum(file, _card_of(file))
-    facts = _with_path(_facts_of(file, header, shapes), file)
+    facts = _with_path(told or of_another(file, header, shapes), file)
     _check_facts(file, facts, state)
     return Adapter(facts, state | _token_rows(file, facts), file)
 
@@ -203,7 +175,7 @@ def read_state(file: Path, facts: AdapterFacts) -> Adapter:
         reason = (str(error).splitlines() or [""])[0]
         raise AdapterError(f"{file} is damaged or no safetensors file ({reason}). Train on from another.") from error
     rows = [name for name in naming.TOKEN_ROWS if name in state]
-    _check_format(file, {name: tuple(one.shape) for name, one in state.items() if name not in rows})
+    _check_format(file, {name: tuple(one.shape) for name, one in state.items() if name not in rows}, facts)
     _check_facts(file, facts, state)
     if len(rows) != (len(naming.TOKEN_ROWS) if facts.learns_token else 0):
         raise AdapterError(f"{file} does not hold what config.yaml says: {len(rows)} rows of a learnt concept token.")
@@ -219,17 +191,22 @@ def is_whole(folder: RunFolder) -> bool:
     return True
 
 
-def fuse(unet: Any, adapter: Adapter, scale: float = 1.0) -> None:
-    """Add the LoRA to the UNet's own weights, `scale` times as strongly as it was trained.
+def text_modules(text: TextParts) -> dict[str, Any]:
+    """The text encoders of a base model that can be trained, by their parts' names."""
+    return dict(zip(lora_names.TEXT_ENCODERS, text.encoders, strict=False))
 
-    Raises AdapterError unless every tensor finds its layer with the right shape; the UNet is then unchanged.
+
+def fuse(denoiser: Any, adapter: Adapter, scale: float = 1.0) -> None:
+    """Add the LoRA to the denoiser's own weights, `scale` times as strongly as it was trained.
+
+    Raises AdapterError unless every tensor finds its layer with the right shape; the denoiser is then unchanged.
     """
-    _fuse_all({"unet": unet}, adapter, scale)
+    _fuse_all({families.named(adapter.facts.family).DENOISER: denoiser}, adapter, scale)
 
 
-def fuse_text(text: sdxl.TextParts, adapter: Adapter, scale: float = 1.0) -> None:
+def fuse_text(text: TextParts, adapter: Adapter, scale: float = 1.0) -> None:
     """The same for the text encoders, where they were trained too."""
-    _fuse_all(dict(zip(("text_encoder", "text_encoder_2"), text.encoders, strict=True)), adapter, scale)
+    _fuse_all(text_modules(text), adapter, scale)
 
 
 def _fuse_all(modules: Mapping[str, Any], adapter: Adapter, scale: float) -> None:
@@ -267,34 +244,21 @@ def _find(path: Path) -> Path:
     )
 
 
-def _check_format(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Name format and family by keys and shapes before anything is loaded: diffusers takes foreign files silently."""
+def _check_format(file: Path, shapes: Mapping[str, tuple[int, ...]], told: AdapterFacts | None) -> None:
+    """Name format and family by keys and shapes before anything is loaded: diffusers takes foreign files silently.
+
+    told  facts that the file tells of itself; one that tells none must be an SDXL LoRA
+    """
+    if told is not None and told.family != "sdxl" and shapes:
+        check_family(file, told)
+        if not lora_names.strange(shapes, families.named(told.family).DENOISER):
+            return
     kind = naming.format_of(shapes)
     if kind != naming.OURS:
         raise AdapterError(
-            f"{file} is not an SDXL LoRA in diffusers' names: it looks like {kind}. "
+            f"{file} is not {naming.OURS}: it looks like {kind}. "
             f"Use the file {RunFolder(file).adapter_weights.name} of a run, or bring it in with: lace-lora import"
         )
-
-
-def _facts_of(file: Path, header: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> AdapterFacts:
-    """Facts from the header; for a file of another trainer what diffusers' own metadata and the shapes tell."""
-    known = {entry.name for entry in fields(AdapterFacts)}
-    try:
-        if FACTS_KEY in header:
-            values = {name: value for name, value in json.loads(header[FACTS_KEY]).items() if name in known}
-            return AdapterFacts(**values | {name: tuple(values[name]) for name in values if name.endswith("_targets")})
-        peft = json.loads(header.get(METADATA_KEY, "{}"))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise AdapterError(f"{file}: its header cannot be read ({error}). Copy or train it again.") from error
-    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name}
-    rank = ranks.pop()
-    if ranks:
-        raise AdapterError(
-            f"{file} has layers of different rank ({rank}, {', '.join(map(str, ranks))}), which is not supported."
-        )
-    targets = tuple(peft.get("unet.target_modules", ()))
-    return AdapterFacts("sdxl", "not stated in the file", rank, float(peft.get("unet.lora_alpha", rank)), targets)
 
 
 def _with_path(facts: AdapterFacts, file: Path) -> AdapterFacts:
@@ -340,11 +304,8 @@ def _token_rows(file: Path, facts: AdapterFacts) -> dict[str, Tensor]:
 
 
 def _check_facts(file: Path, facts: AdapterFacts, state: Mapping[str, Tensor]) -> None:
-    if facts.family != "sdxl":
-        raise AdapterError(
-            f"{file} is an adapter for {facts.family}, not for SDXL. Choose a run that was trained on SDXL."
-        )
-    for name, (down, up) in naming.pairs(state).items():
+    check_family(file, facts)
+    for name, (down, up) in lora_names.pairs(state).items():
         if down.shape[0] != facts.rank or up.shape[1] != facts.rank:
             raise AdapterError(
                 f"{file} says rank {facts.rank}, but {name} has {down.shape[0]}: the file is damaged. Train it again."
@@ -353,47 +314,6 @@ def _check_facts(file: Path, facts: AdapterFacts, state: Mapping[str, Tensor]) -
             raise AdapterError(
                 f"{file} holds NaN or infinity in {name}: it would only draw black pictures. Train it again."
             )
-
-
-def _peft_facts(facts: AdapterFacts, part: str) -> dict[str, Any]:
-    """What diffusers hands to LoraConfig. Only names that every PEFT since 0.15 knows: it refuses any other."""
-    targets = list(facts.lora_targets) if part == "unet" else list(facts.text_targets)
-    return {
-        "r": facts.rank,
-        "lora_alpha": facts.alpha,
-        "target_modules": targets[0] if len(targets) == 1 else targets,  # a pattern stands alone
-        "rank_pattern": {},  # diffusers 0.39 looks these two up
-        "alpha_pattern": {},
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "use_dora": facts.use_dora,
-        "use_rslora": facts.use_rslora,
-    }
-
-
-def _header(facts: AdapterFacts, title: str) -> dict[str, str]:
-    """What other tools show of a LoRA (ModelSpec 1.0.0 and kohya's ss_ names), and our own facts as JSON."""
-    base_model = public_name(facts.base_model)  # where it lies on this machine is nobody's business
-    predicts = {"epsilon": "epsilon", "v_prediction": "v"}[facts.prediction_type]
-    return {
-        "format": "pt",
-        FACTS_KEY: json.dumps(asdict(facts) | {"base_model": base_model}, sort_keys=True),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": title,
-        "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
-        "modelspec.prediction_type": predicts,
-        "modelspec.trigger_phrase": facts.concept_token,
-        "ss_base_model_version": "sdxl_base_v1-0",
-        "ss_sd_model_name": base_model,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(facts.rank),
-        "ss_network_alpha": f"{facts.strength * facts.rank:g}",
-        "ss_resolution": f"({facts.resolution}, {facts.resolution})",
-        "ss_steps": str(facts.step),
-        "ss_output_name": title,
-    }
 
 
 def _html_table(rows: list[tuple[str, str]]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lace_lora import caption_files, caption_lint, captioners, clashes, data_utils, stopping, suggest
+from lace_lora import caption_files, caption_lint, captioners, clashes, data_utils, families, stopping, suggest
 from lace_lora.annotations import ANNOTATIONS, dataset_of, name_of
 from lace_lora.captioners import Captioner
 from lace_lora.check_report import CheckReport
@@ -170,18 +170,22 @@ def lint(settings: Config, captions: Mapping[str, str]) -> tuple[caption_lint.Fi
     return caption_lint.lint(
         captions,
         concept_token=settings.concept_token,
-        tokenizers=tokenizers_here(settings),
+        reader=reader_here(settings),
         instance_prompt=settings.instance_prompt,
     )
 
 
 def tokenizers_here(settings: Config) -> Sequence[Any] | None:
     """What the base model cuts a caption into tokens with; None where it is not on this machine already."""
+    reader = reader_here(settings)
+    return reader.tokenizers if reader else None
+
+
+def reader_here(settings: Config) -> families.Reader | None:
+    """What reads captions for the base model; None where it is not on this machine already. Loads torch."""
     try:
         if folders.fetch_notice(settings.pretrained_model):
             return None
-        from lace_lora.families import sdxl  # loads torch
-
-        return sdxl.load_tokenizers(settings.pretrained_model)
+        return families.reader(settings.pretrained_model)
     except LaceError:  # no model here, and none may be fetched: training says so in its own words
         return None

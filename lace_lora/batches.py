@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lace_lora import throughput
 from lace_lora.errors import ModelError
-from lace_lora.families import sdxl as family
+from lace_lora.families.layouts import layout
 from lace_lora.machine import Machine
 
 
@@ -37,7 +37,7 @@ def in_batches(
 
 def batch_size(model: str, width: int, height: int, machine: Machine) -> int:
     """Pictures computed at once on this machine, 8 at most; the plan counts with the same number."""
-    downscale = family.layout(model).downscale
+    downscale = layout(model).downscale
     return throughput.pictures_at_once((width // downscale) * (height // downscale), machine)
 
 
@@ -48,7 +48,7 @@ def texts_of(batches: Iterable[Batch]) -> set[str]:
 
 def check_pair(base_model: str, refiner_model: str) -> None:
     """Raises ModelError where a refiner cannot take this base's latents."""
-    base, refiner = family.layout(base_model), family.layout(refiner_model)
+    base, refiner = layout(base_model), layout(refiner_model)
     is_same = base.latent_channels == refiner.latent_channels and base.downscale == refiner.downscale
     if not is_same or refiner.text_width > base.text_width:
         raise ModelError(

@@ -18,13 +18,16 @@ from typing import Any
 
 from PIL import Image
 
-from lace_lora import checkpoint, counting, cuts, near_duplicates, shapes, swatch
+from lace_lora import checkpoint, counting, cuts, families, near_duplicates, shapes, swatch
 from lace_lora.cache_file import Store, open_store
+from lace_lora.cache_keys import latent_key, model_keys, print_key, size_key, text_keys
 from lace_lora.cuts import Cut, Cutting
 from lace_lora.data_utils import Example, open_picture
 from lace_lora.errors import ModelError, PicturesError
-from lace_lora.families import folders, sdxl, vae
+from lace_lora.families import Family, memory, vae
+from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
+from lace_lora.families.seam import Encoded
 
 with quiet():
     import torch
@@ -54,24 +57,27 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the UNet trains on, of one bucket."""
+    """What is trained on, of one bucket."""
 
     mean_BCHW: Tensor
     std_BCHW: Tensor
-    text_BLD: Tensor
-    pooled_BP: Tensor
-    time_ids_BS: Tensor
+    words: Encoded
+    size_numbers_BS: Tensor
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Everything encoded of some pictures, on one device or streamed to it."""
+    """Everything encoded of some pictures, on one device or streamed to it.
+
+    has_wordless  whether the empty text is there too: what a picture is learnt with when its caption is dropped
+    """
 
     samples: tuple[Sample, ...]
     entries: dict[str, Tensor]
-    time_ids: dict[Cut, Tensor]
+    size_numbers: dict[Cut, Tensor]
     vae_key: str
     text_key: str
+    has_wordless: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -81,7 +87,7 @@ class Cache:
     def latent_shape(self, sample: int, variant: int) -> tuple[int, int, int]:
         """C, H, W of the latents of one cut of a picture."""
         one = self.samples[sample]
-        _, channels, height, width = self.entries[_latent_key(one.sha256, one.cuts[variant], self.vae_key)].shape
+        _, channels, height, width = self.entries[latent_key(one.sha256, one.cuts[variant], self.vae_key)].shape
         return channels, height, width
 
     def batch(self, picks: Sequence[tuple[int, int]], device: str) -> Batch:
@@ -90,23 +96,32 @@ class Cache:
         Nothing here waits for the GPU: what lies there is gathered, what does not goes there from pinned memory.
         """
         chosen = [(self.samples[number], self.samples[number].cuts[variant]) for number, variant in picks]
-        latents = [self.entries[_latent_key(sample.sha256, cut, self.vae_key)] for sample, cut in chosen]
-        text, pooled = zip(*(_text_keys(sample.caption, self.text_key) for sample, _ in chosen), strict=True)
+        latents = [self.entries[latent_key(sample.sha256, cut, self.vae_key)] for sample, cut in chosen]
+        text, pooled = zip(*(text_keys(sample.caption, self.text_key) for sample, _ in chosen), strict=True)
         latents_B2CHW = _gathered(latents, device)
         return Batch(
             mean_BCHW=latents_B2CHW[:, 0],
             std_BCHW=latents_B2CHW[:, 1],
-            text_BLD=_gathered([self.entries[key] for key in text], device),
-            pooled_BP=_gathered([self.entries[key] for key in pooled], device),
-            time_ids_BS=_gathered([self.time_ids[cut] for _, cut in chosen], device),
+            words=Encoded(
+                _gathered([self.entries[key] for key in text], device),
+                _gathered([self.entries[key] for key in pooled], device),
+            ),
+            size_numbers_BS=_gathered([self.size_numbers[cut] for _, cut in chosen], device),
         )
+
+    def wordless(self, device: str) -> Encoded | None:
+        """The empty text, of one row; None for a model that is told zeros instead."""
+        if not self.has_wordless:
+            return None
+        text, pooled = (_gathered([self.entries[key]], device) for key in text_keys("", self.text_key))
+        return Encoded(text, pooled)
 
     def only(self, numbers: Sequence[int]) -> "Cache":
         """The same of some of its samples, in the given order."""
         samples = tuple(self.samples[number] for number in numbers)
-        wanted = _wanted(samples, self.vae_key, self.text_key)
-        times = {cut: self.time_ids[cut] for sample in samples for cut in sample.cuts}
-        return replace(self, samples=samples, entries={key: self.entries[key] for key in wanted}, time_ids=times)
+        wanted = _wanted_keys(samples, self.vae_key, self.text_key, self.has_wordless)
+        sizes = {cut: self.size_numbers[cut] for sample in samples for cut in sample.cuts}
+        return replace(self, samples=samples, entries={key: self.entries[key] for key in wanted}, size_numbers=sizes)
 
     def to_device(self, device: str, free_bytes: float, say: Say = print) -> "Cache":
         """Copied to the GPU where it fits into what is free there, else itself, to be streamed batch by batch."""
@@ -117,9 +132,9 @@ class Cache:
             say(f"cache     {size} streamed ({max(0.0, free_bytes) / MB:.0f} MB are free on the GPU)")
             return self
         entries = {key: tensor.to(device) for key, tensor in self.entries.items()}
-        times = {cut: tensor.to(device) for cut, tensor in self.time_ids.items()}
+        sizes = {cut: tensor.to(device) for cut, tensor in self.size_numbers.items()}
         say(f"cache     {size} on the GPU")
-        return replace(self, entries=entries, time_ids=times)
+        return replace(self, entries=entries, size_numbers=sizes)
 
 
 def build(
@@ -134,7 +149,7 @@ def build(
 
     Raises PicturesError naming the file that cannot be read or gives NaN; what was encoded until then is kept.
     """
-    sizes = sdxl.layout(model)
+    family, sizes = families.of(model), layout(model)
     if sizes.is_refiner:
         raise ModelError(
             f"{model} is a refiner; a LoRA is trained on a base model, "
@@ -142,17 +157,20 @@ def build(
         )
     step = shapes.bucket_step(resolution, sizes.pixel_step)
     cutting = Cutting(resolution, step, crop, flips, quarter_turns)
-    vae_key, text_key = _keys(model, vae_model, dtype)
+    vae_key, text_key = model_keys(family, model, vae_model, dtype)
+    has_wordless = family.WORDLESS == "empty"
     store = open_store(cache_dir, say)
     try:
-        samples = _encode_pictures(examples, cutting, model, vae_model, device, store, vae_key)
-        _encode_captions(samples, model, dtype, device, store, text_key)
+        encode = _PictureEncoder(family, model, vae_model, device, store, vae_key)
+        samples = _encode_pictures(examples, cutting, encode)
+        captions = [*(sample.caption for sample in samples), *([""] if has_wordless else [])]
+        _encode_captions(captions, family, model, dtype, device, store, text_key)
     finally:  # also when a picture is refused or the person stops: what is done is done
         store.save()
-    entries = store.load(_wanted(samples, vae_key, text_key))
+    entries = store.load(_wanted_keys(samples, vae_key, text_key, has_wordless))
     store.close()
-    times = {cut: time_ids(cut) for sample in samples for cut in sample.cuts}
-    return Cache(samples, entries, times, vae_key, text_key)
+    told = {cut: size_numbers(family, cut) for sample in samples for cut in sample.cuts}
+    return Cache(samples, entries, told, vae_key, text_key, has_wordless)
 
 
 def fingerprints(
@@ -165,7 +183,7 @@ def fingerprints(
     store = open_store(cache_dir, say)
     digests = [digest_of(example.file) for example in examples]
     of_digest = dict(zip(digests, examples, strict=True))
-    missing = [digest for digest in of_digest if _print_key(digest) not in store]
+    missing = [digest for digest in of_digest if print_key(digest) not in store]
     if missing:
         say(f"pictures  {len(missing)} to look at, for pieces that are there more than once")
     try:
@@ -173,14 +191,14 @@ def fingerprints(
             store.add(_seen(digest, opened(of_digest[digest]), store))
     finally:
         store.save()
-    found = [store[_print_key(digest)].numpy().copy() for digest in digests]
+    found = [store[print_key(digest)].numpy().copy() for digest in digests]
     store.close()
     return found
 
 
-def time_ids(cut: Cut) -> Tensor:
-    """SDXL's size numbers of a cut's pixels, float32 [6]."""
-    return sdxl.time_ids(cut.original_hw, cut.crop_top_left, cut.target_hw)
+def size_numbers(family: Family, cut: Cut) -> Tensor:
+    """What is told of the size of a cut's pixels, float32 [S]."""
+    return family.size_numbers(cut.original_hw, cut.crop_top_left, cut.target_hw)
 
 
 def in_order(examples: Iterable[Example]) -> list[Example]:
@@ -197,25 +215,41 @@ def data_digest(examples: Iterable[Example]) -> str:
 # -- encoding --
 
 
-def _encode_pictures(
-    examples: Sequence[Example], cutting: Cutting, model: str, vae_model: str | None, device: str, store: Store,
-    vae_key: str,
-) -> tuple[Sample, ...]:  # fmt: skip
+@dataclass(frozen=True)
+class _PictureEncoder:
+    """With what pictures are encoded, and where that is kept; the VAE is loaded only where it is needed."""
+
+    family: Family
+    model: str
+    vae_model: str | None
+    device: str
+    store: Store
+    vae_key: str
+
+    def load(self) -> Any:
+        """The VAE, float32."""
+        if self.vae_model is None:
+            return self.family.load_vae(self.model, torch.float32, self.device)
+        return vae.load(self.vae_model, layout(self.model), torch.float32, self.device)
+
+
+def _encode_pictures(examples: Sequence[Example], cutting: Cutting, encode: _PictureEncoder) -> tuple[Sample, ...]:
     """The VAE alone in memory, float32, one cut at a time, so that a latent never depends on its neighbours.
 
     A picture that was never seen is opened once, for its size, its fingerprint and its pixels.
     """
+    store = encode.store
     digests = [pixels_digest(example) for example in examples]
     of_digest = dict(zip(digests, examples, strict=True))
 
     def is_whole(digest: str) -> bool:
         found = _cuts(digest, cutting, store)
-        return bool(found) and all(_latent_key(digest, cut, vae_key) in store for cut in found)
+        return bool(found) and all(latent_key(digest, cut, encode.vae_key) in store for cut in found)
 
     missing = [digest for digest in of_digest if not is_whole(digest)]
     store.say(f"pictures  {len(of_digest) - len(missing)} encoded before, {len(missing)} to encode")
     if missing:
-        encoder = _load_vae(model, vae_model, device)
+        encoder = encode.load()
         tell = counting.lines(store.say, "encoded", len(missing))
         for digest in missing:
             one = of_digest[digest]
@@ -223,10 +257,10 @@ def _encode_pictures(
             store.add(_seen(digest_of(one.file), photograph, store))
             picture = swatch.apply(photograph, one.swatch, one.path)
             store.add(_sized(digest, picture, store))
-            _encode_cuts(picture, one.path, digest, _cuts(digest, cutting, store), encoder, store, vae_key)
+            _encode_cuts(picture, one.path, digest, _cuts(digest, cutting, store), encoder, encode)
             tell(1)
         del encoder
-        sdxl.give_back_memory()
+        memory.give_back_memory()
     return tuple(
         Sample(example.path, example.caption, digest, _cuts(digest, cutting, store))
         for example, digest in zip(examples, digests, strict=True)
@@ -234,50 +268,52 @@ def _encode_pictures(
 
 
 def _encode_cuts(
-    picture: Image.Image, path: Path, digest: str, wanted: Sequence[Cut], encoder: Any, store: Store, vae_key: str
+    picture: Image.Image, path: Path, digest: str, wanted: Sequence[Cut], encoder: Any, encode: _PictureEncoder
 ) -> None:
     """Those cuts of one picture that are not there yet; it is scaled once for all cuts of one size."""
-    missing = [cut for cut in dict.fromkeys(wanted) if _latent_key(digest, cut, vae_key) not in store]
+    store, vae_key = encode.store, encode.vae_key
+    missing = [cut for cut in dict.fromkeys(wanted) if latent_key(digest, cut, vae_key) not in store]
     for _, same in groupby(sorted(missing, key=lambda cut: cut.scaled_hw), key=lambda cut: cut.scaled_hw):
         of_one_size = list(same)
         scaled = cuts.scaled(picture, of_one_size[0])
         for cut in of_one_size:
-            mean_1CHW, std_1CHW = sdxl.encode_images(encoder, cuts.cut_out(scaled, cut)[None])
+            mean_1CHW, std_1CHW = encode.family.encode_images(encoder, cuts.cut_out(scaled, cut)[None])
             latents_2CHW = torch.cat([mean_1CHW, std_1CHW])
             if not bool(torch.isfinite(latents_2CHW).all()):
                 raise PicturesError(
                     f"{path} gives NaN or infinity in the VAE. "
                     "Take it out of the folder, or save it anew, and run again."
                 )
-            store.add({_latent_key(digest, cut, vae_key): latents_2CHW})
+            store.add({latent_key(digest, cut, vae_key): latents_2CHW})
 
 
 def _encode_captions(
-    samples: Sequence[Sample], model: str, dtype: torch.dtype, device: str, store: Store, text_key: str
+    captions: Iterable[str], family: Family, model: str, dtype: torch.dtype, device: str, store: Store, text_key: str
 ) -> None:
     """The text encoders alone in memory; each distinct caption once."""
-    captions = dict.fromkeys(sample.caption for sample in samples)
-    missing = [one for one in captions if not all(key in store for key in _text_keys(one, text_key))]
+    captions = dict.fromkeys(captions)
+    missing = [one for one in captions if not all(key in store for key in text_keys(one, text_key))]
     store.say(f"captions  {len(captions) - len(missing)} encoded before, {len(missing)} to encode")
     if not missing:
         return
-    text = sdxl.load_text(model, dtype, device)
+    text = family.load_text(model, dtype, device)
     for caption in missing:
-        encoded = sdxl.encode_captions(text, [caption])
+        encoded = family.encode_captions(text, [caption])
         if not bool(torch.isfinite(encoded.text_BLD).all() and torch.isfinite(encoded.pooled_BP).all()):
             raise PicturesError(
                 f"The caption {caption!r} gives NaN in the text encoders. "
                 "Set mixed_precision to bf16 or no, and run again."
             )
-        store.add(dict(zip(_text_keys(caption, text_key), (encoded.text_BLD[0], encoded.pooled_BP[0]), strict=True)))
+        store.add(dict(zip(text_keys(caption, text_key), (encoded.text_BLD[0], encoded.pooled_BP[0]), strict=True)))
     del text
-    sdxl.give_back_memory()
+    memory.give_back_memory()
 
 
-def _load_vae(model: str, vae_model: str | None, device: str) -> Any:
-    if vae_model is None:
-        return sdxl.load_vae(model, torch.float32, device)
-    return vae.load(vae_model, sdxl.layout(model), torch.float32, device)
+def _wanted_keys(samples: Sequence[Sample], vae_key: str, text_key: str, has_wordless: bool) -> list[str]:
+    """Each key that these samples need, once."""
+    latents = [latent_key(sample.sha256, cut, vae_key) for sample in samples for cut in sample.cuts]
+    captions = [*(one.caption for one in samples), *([""] if has_wordless else [])]
+    return list(dict.fromkeys([*latents, *(key for one in captions for key in text_keys(one, text_key))]))
 
 
 # -- what is known of a picture --
@@ -317,72 +353,24 @@ def _seen(digest: str, photograph: Image.Image, store: Store) -> dict[str, Tenso
 
     Pieces are compared on whole photographs, so that another crop parts no copies and moves nobody out of training.
     """
-    print_key = _print_key(digest)
+    key = print_key(digest)
     found = _sized(digest, photograph, store)
-    if print_key not in store:
-        found[print_key] = torch.from_numpy(near_duplicates.fingerprint(photograph).copy())
+    if key not in store:
+        found[key] = torch.from_numpy(near_duplicates.fingerprint(photograph).copy())
     return found
 
 
 def _sized(digest: str, picture: Image.Image, store: Store) -> dict[str, Tensor]:
-    key = _size_key(digest)
+    key = size_key(digest)
     return {} if key in store else {key: torch.tensor(picture.size)}
 
 
 def _cuts(digest: str, cutting: Cutting, store: Store) -> tuple[Cut, ...]:
     """The cuts of a picture; none where its size is not known yet."""
-    if _size_key(digest) not in store:
+    if size_key(digest) not in store:
         return ()
-    width, height = store[_size_key(digest)].tolist()
+    width, height = store[size_key(digest)].tolist()
     return cuts.cuts_of(width, height, cutting)
-
-
-# -- keys --
-
-
-def _keys(model: str, vae_model: str | None, dtype: torch.dtype) -> tuple[str, str]:
-    """What names the VAE, and what names the text encoders and their precision: their contents, never their folder."""
-    lines = folders.identity(model).splitlines()
-    encoder = vae.identity(vae_model) if vae_model else "\n".join(one for one in lines if one.startswith("vae/"))
-    text = "\n".join(one for one in lines if not one.startswith("vae/"))
-    vae_key, text_key = (f"{sdxl.FAMILY}-{_short_digest(one)}" for one in (encoder, text))
-    return vae_key, f"{text_key}-{str(dtype).removeprefix('torch.')}"
-
-
-def _short_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _wanted(samples: Sequence[Sample], vae_key: str, text_key: str) -> list[str]:
-    """Each key that these samples need, once."""
-    latents = [_latent_key(sample.sha256, cut, vae_key) for sample in samples for cut in sample.cuts]
-    return list(dict.fromkeys([*latents, *(key for one in samples for key in _text_keys(one.caption, text_key))]))
-
-
-def _latent_key(digest: str, cut: Cut, vae_key: str) -> str:
-    place = "-".join(str(number) for number in (*cut.resized_hw, *cut.crop_top_left, *cut.target_hw))
-    turned = f"-turned{90 * cut.quarter_turns}" if cut.quarter_turns else ""
-    return f"latents/{vae_key}/{digest}/{place}{turned}{'-flipped' if cut.is_flipped else ''}"
-
-
-def _text_keys(caption: str, text_key: str) -> tuple[str, str]:
-    digest = hashlib.sha256(caption.encode()).hexdigest()
-    return f"text/{text_key}/{digest}", f"pooled/{text_key}/{digest}"
-
-
-def _size_key(digest: str) -> str:
-    return f"size/{digest}"
-
-
-def _print_key(digest: str) -> str:
-    return f"fingerprint/{_fingerprint_kind()}/{digest}"
-
-
-@lru_cache(maxsize=1)
-def _fingerprint_kind() -> str:
-    """Names how fingerprints are made, by that of a drawn picture: those made otherwise are never compared."""
-    wedge = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
-    return hashlib.sha256(near_duplicates.fingerprint(wedge).tobytes()).hexdigest()[:8]
 
 
 # -- to the device --

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lace_lora import adapter as adapters
-from lace_lora import checkpoint, contents, journal, optimizers
+from lace_lora import checkpoint, contents, families, journal, optimizers
 from lace_lora import config as declared
 from lace_lora import parts as state
 from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.errors import AdapterError, LaceError, SettingsError
-from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
 
@@ -106,9 +105,10 @@ def _facts_of(run: RunFolder) -> AdapterFacts:
             "lace-lora train, with the settings of this run, writes it again."
         )
     settings = declared.load(run.config)
+    family = families.of(settings.pretrained_model)
     return AdapterFacts(
-        family=sdxl.FAMILY, base_model=settings.pretrained_model, rank=settings.rank, alpha=settings.lora_alpha(),
-        lora_targets=tuple(sdxl.lora_targets(settings.lora_targets)), use_dora=settings.use_dora,
+        family=family.FAMILY, base_model=settings.pretrained_model, rank=settings.rank, alpha=settings.lora_alpha(),
+        lora_targets=tuple(family.lora_targets(settings.lora_targets)), use_dora=settings.use_dora,
         use_rslora=settings.use_rslora, train_text_encoder=settings.train_text_encoder,
         learns_token=settings.learn_concept_token, concept_token=settings.concept_token,
         instance_prompt=settings.instance_prompt, class_prompt=settings.class_prompt,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+from lace_lora.families import Reader
 from lace_lora.file_names import LINE_BREAKS, printable
 from lace_lora.queries import token_pattern
 
@@ -85,24 +86,24 @@ def lint(
     captions: Mapping[str, str],
     *,
     concept_token: str,
-    tokenizers: Sequence[Any] | None = None,
+    reader: Reader | None = None,
     instance_prompt: str = "",
 ) -> tuple[Finding, ...]:
     """All that is wrong with the captions of a set, what concerns the whole set last.
 
     captions         picture's name -> caption, "" for a picture that has none
-    tokenizers       the model's CLIP tokenizers, both for SDXL; without them lengths are not checked, which is said
+    reader           what reads captions for the base model; without it lengths are not checked, which is said
     instance_prompt  its words may stand in every caption, and it mends an empty one
     """
     if not captions:
         return ()
     filled = {name: caption for name, caption in captions.items() if caption.strip()}
     found = [
-        _on_common_word(concept_token, tokenizers),
+        _on_common_word(concept_token, reader.tokenizers if reader else None),
         _on_empty([name for name in captions if name not in filled], instance_prompt),
         _on_signs(filled),
         *_on_token(filled, concept_token, instance_prompt),
-        *_on_length(filled, tokenizers),
+        *_on_length(filled, reader),
         _on_same_text(filled),
         *_on_phrases(filled, concept_token, instance_prompt),
     ]
@@ -206,16 +207,14 @@ def _on_token(filled: Mapping[str, str], token: str, instance_prompt: str) -> It
         yield Finding("token late", late, sentence, lambda caption: _token_first(caption, token, most))
 
 
-def _on_length(filled: Mapping[str, str], tokenizers: Sequence[Any] | None) -> Iterator[Finding]:
-    if not tokenizers:
+def _on_length(filled: Mapping[str, str], reader: Reader | None) -> Iterator[Finding]:
+    if reader is None:
         yield Finding("not checked", (), "Lengths were not checked (75 tokens fit): the model is not here yet.")
         return
-    from lace_lora.families import sdxl  # loads torch
-
     for name, caption in filled.items():
-        if words := sdxl.words_cut(tokenizers, caption):
-            count = sdxl.count_tokens(tokenizers, caption)
-            sentence = f"{count} tokens, but 75 fit: the model would never see {words!r}. Shorten it."
+        if words := reader.cut(caption):
+            count = reader.count(caption)
+            sentence = f"{count} tokens, but {reader.fits} fit: the model would never see {words!r}. Shorten it."
             yield Finding("too long", (name,), sentence)
 
 

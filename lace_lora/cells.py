@@ -18,6 +18,7 @@ from lace_lora import (
     candidates,
     checkpoint,
     counting,
+    families,
     journal,
     pictures,
     stages,
@@ -30,8 +31,9 @@ from lace_lora.adapter import Adapter
 from lace_lora.batches import in_batches
 from lace_lora.candidates import Candidate
 from lace_lora.errors import LaceError, ModelError, PicturesError
-from lace_lora.families import folders, sdxl
+from lace_lora.families import Family, folders, memory
 from lace_lora.families.quiet import quiet
+from lace_lora.families.seam import Encoded, TextParts
 from lace_lora.file_names import public_name
 from lace_lora.image_files import read_picture
 from lace_lora.mishaps import out_of_memory
@@ -190,21 +192,24 @@ class _Shelf:
 
 def _read(work: Work, cells: Sequence[Cell], shelf: _Shelf) -> dict[Voice, stages.Words]:
     """The prompts as every LoRA in question reads them, with the text encoders loaded once."""
+    family = families.of(work.base_model)
     with out_of_memory("reading the prompts"):
-        text = sdxl.load_text(work.base_model, work.dtype, work.device)
+        text = family.load_text(work.base_model, work.dtype, work.device)
         try:
-            return _readings(work, text, cells, shelf)
+            return _readings(work, family, text, cells, shelf)
         finally:
             del text
-            sdxl.give_back_memory()
+            memory.give_back_memory()
 
 
-def _readings(work: Work, text: sdxl.TextParts, cells: Sequence[Cell], shelf: _Shelf) -> dict[Voice, stages.Words]:
+def _readings(
+    work: Work, family: Family, text: TextParts, cells: Sequence[Cell], shelf: _Shelf
+) -> dict[Voice, stages.Words]:
     """Before another LoRA is fused, the layers of the one before get their own weights back from a copy, bit for bit:
     of SDXL's encoders that is half a gigabyte at most."""
     texts = sorted({*work.prompts, work.negative_prompt})
-    words = {PLAIN: _encoded(text, texts)}
-    modules = dict(zip(("text_encoder", "text_encoder_2"), text.encoders, strict=True))
+    words = {PLAIN: _encoded(family, text, texts)}
+    modules = adapters.text_modules(text)
     own: dict[str, Tensor] = {}
     for first, _ in _by_place(cells):
         voice = _voice(work, first)
@@ -222,14 +227,14 @@ def _readings(work: Work, text: sdxl.TextParts, cells: Sequence[Cell], shelf: _S
         elif lora.token_rows:  # the word is there already
             for encoder, row_1d in zip(text.encoders, lora.token_rows.values(), strict=True):
                 encoder.get_input_embeddings().row.data.copy_(row_1d)
-        words[voice] = _encoded(text, texts)
+        words[voice] = _encoded(family, text, texts)
     return words
 
 
-def _encoded(text: sdxl.TextParts, texts: Sequence[str]) -> stages.Words:
+def _encoded(family: Family, text: TextParts, texts: Sequence[str]) -> stages.Words:
     """One text at a time, as stages.encode_prompts does it."""
-    found = {one: sdxl.encode_captions(text, [one]) for one in texts}
-    return {name: sdxl.Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for name, one in found.items()}
+    found = {one: family.encode_captions(text, [one]) for one in texts}
+    return {name: Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for name, one in found.items()}
 
 
 def _touched(module: Any, lora: Adapter, part: str) -> dict[str, Tensor]:
@@ -241,10 +246,11 @@ def _touched(module: Any, lora: Adapter, part: str) -> dict[str, Tensor]:
 def _draw(
     work: Work, cells: Sequence[Cell], words: Mapping[Voice, stages.Words], shelf: _Shelf, stop: stopping.Stop, say: Say
 ) -> None:
-    """The base UNet, loaded once: every LoRA at every strength fused into it in turn; latents are kept on the disk."""
+    """The denoiser, loaded once: every LoRA at every strength fused into it in turn; latents are kept on the disk."""
     tell = counting.lines(say, "drawn", len(cells))
+    family = families.of(work.base_model)
     with out_of_memory("drawing"):
-        unet = sdxl.load_unet(work.base_model, work.dtype, work.device)
+        denoiser = family.load_denoiser(work.base_model, work.dtype, work.device)
         try:
             fused: Adapter | None = None
             for first, group in _by_place(cells):
@@ -253,36 +259,37 @@ def _draw(
                     if lora is None:
                         continue
                     if fused is not None:
-                        _put_back(unet, work.base_model, fused)
-                    adapters.fuse(unet, lora, first.lora_scale)
+                        _put_back(family, denoiser, work.base_model, fused)
+                    adapters.fuse(denoiser, lora, first.lora_scale)
                     fused = lora
                 for cell in stop.until(group):
-                    _draw_one(work, unet, cell, words[_voice(work, cell)])
+                    _draw_one(work, denoiser, cell, words[_voice(work, cell)])
                     tell(1)
                 if stop.asked:
                     return
         finally:
-            del unet
-            sdxl.give_back_memory()
+            del denoiser
+            memory.give_back_memory()
 
 
-def _draw_one(work: Work, unet: Any, cell: Cell, words: stages.Words) -> None:
+def _draw_one(work: Work, denoiser: Any, cell: Cell, words: stages.Words) -> None:
     """Alone: in a batch the last bits would depend on which other pictures are still missing."""
     batches = in_batches([cell.prompt], [work.negative_prompt], [cell.seed], work.width, work.height, 1)
-    [drawn] = stages.denoise_with(unet, work.base_model, batches, words, work.sampling, device=work.device)
+    [drawn] = stages.denoise_with(denoiser, work.base_model, batches, words, work.sampling, device=work.device)
     kept = {"finished": drawn.finished_BCHW[0].contiguous()}
     checkpoint.write_file(_latents_at(work, cell), lambda path: tensor_files.write(path, kept))
 
 
-def _put_back(unet: Any, model: str, lora: Adapter) -> None:
+def _put_back(family: Family, denoiser: Any, model: str, lora: Adapter) -> None:
     """Give the layers that a LoRA was fused into the weights of the model's own file again, bit for bit as loaded.
 
-    Subtracting the LoRA would leave its rounding. A copy of these layers would be nearly a second UNet in memory: with
+    Subtracting the LoRA would leave its rounding. A copy of these layers would be nearly a second model in memory: with
     feed-forward layers a LoRA is on 85 % of SDXL's weights. Loading anew would read the other layers for nothing.
     """
-    waiting = {name.removeprefix("unet."): one for name, one in _touched(unet, lora, "unet").items()}
-    folder = Path(sdxl.model_folder(model)) / "unet"
-    is_half = sdxl.base_dtype(unet) in (torch.float16, torch.bfloat16)
+    part = family.DENOISER
+    waiting = {name.removeprefix(f"{part}."): one for name, one in _touched(denoiser, lora, part).items()}
+    folder = Path(folders.model_folder(model)) / part
+    is_half = family.base_dtype(denoiser) in (torch.float16, torch.bfloat16)
     variant = folders.weight_variant(folder, wants_half=is_half)
     for file in sorted(folder.glob("*.safetensors")):
         if (".fp16" in file.name) is (variant == "fp16"):

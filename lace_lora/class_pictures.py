@@ -8,7 +8,7 @@ from functools import partial
 from lace_lora import checkpoint, schedule, stages
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
-from lace_lora.families import sdxl
+from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
 
@@ -24,7 +24,7 @@ def draw(settings: Config, folder: RunFolder, dtype: torch.dtype, device: str, s
     """Pictures drawn once by the base model from class_prompt, only what is missing; none without prior_loss_weight."""
     if not settings.prior_loss_weight:
         return []
-    resolution, step = int(settings.resolution), sdxl.layout(settings.pretrained_model).pixel_step
+    resolution, step = int(settings.resolution), layout(settings.pretrained_model).pixel_step
     side = max(step, resolution // step * step)
     _forget_others(folder, _made_from(settings, side))
     paths = [folder.class_images / f"class_{number:04d}.png" for number in range(settings.num_class_images)]

@@ -25,6 +25,8 @@ from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.errors import MachineError, PicturesError
 from lace_lora.experience import NOTHING, Experience
+from lace_lora.families import known
+from lace_lora.families.layouts import FAMILIES
 from lace_lora.machine import GIB, Machine, models_folder
 from lace_lora.plans import Caution as Caution
 from lace_lora.plans import Plan as Plan
@@ -237,7 +239,9 @@ def _remarks(job: Job, stages: Sequence[Stage]) -> list[str]:
     if config.use_dora:
         found.append("use_dora: what it takes beside a plain LoRA was not counted; expect more memory and time")
     if not job.model.is_counted:
-        found.append("this base model has a shape of its own: its numbers are SDXL's, scaled by its weights")
+        found.append(
+            "this base model has a shape of its own: its numbers are those of its family, scaled by its weights"
+        )
     return found
 
 
@@ -271,10 +275,11 @@ def _warnings(found: Plan) -> Iterator[Caution]:
     if config.rank >= 64 and machine.gpu_name and machine.vram_gb < 24:
         yield Caution("rank", f"rank {config.rank} on {machine.vram_gb:.0f} GB is tight and overfits soon; 16 holds a "
                               "style.")  # fmt: skip
+    family = FAMILIES[known.family_of(config.pretrained_model)]
     if machine.gpu_name is None and settling.native_side(config.pretrained_model) >= 512:
         yield Caution(
             "pretrained_model",
-            "SDXL on a CPU takes hours for a few steps. Choose a GPU, or preset demo for a first look.",
+            f"{family} on a CPU takes hours for a few steps. Choose a GPU, or preset demo for a first look.",
         )
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from lace_lora import annotate, cache, checkpoint, data_utils, local_copies, near_duplicates, swatch
+from lace_lora import annotate, cache, checkpoint, data_utils, families, local_copies, near_duplicates, swatch
 from lace_lora.annotations import DATASET, Dataset, chosen, dataset_of
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
 from lace_lora.errors import PicturesError
-from lace_lora.families import sdxl
 
 Say = Callable[[str], None]
 FAULTS_NAMED = 7  # photographs, in a sentence
@@ -135,13 +134,13 @@ def apart(examples: Sequence[Example], settings: Config, at_most: int, say: Say)
 
 def word_notes(settings: Config, examples: Sequence[Example]) -> list[str]:
     """How the model reads the words: the parts of the concept token, and the ends of captions that it never sees."""
-    tokenizers = sdxl.load_tokenizers(settings.pretrained_model)
+    reader = families.reader(settings.pretrained_model)
     if settings.learn_concept_token:
         reads = f"becomes a word of its own, which begins as {settings.class_prompt!r}"
-        for tokenizer in tokenizers:
+        for tokenizer in reader.tokenizers:
             tokenizer.add_tokens([settings.concept_token])
     else:
-        reads = f"is read as plain text of {sdxl.count_tokens(tokenizers, settings.concept_token)} tokens"
+        reads = f"is read as plain text of {reader.count(settings.concept_token)} tokens"
     notes = [f"concept   {settings.concept_token} {reads}"]
     # A config.yaml may spell out the default; nobody asked for that.
     is_asked = settings.instance_prompt != Config.model_fields["instance_prompt"].default
@@ -150,7 +149,7 @@ def word_notes(settings: Config, examples: Sequence[Example]) -> list[str]:
             f"! {len(examples)} captions of annotations.txt are learnt, such as {examples[0].caption!r}, and not "
             f"instance_prompt {settings.instance_prompt!r}. To replace them: lace-lora annotate --overwrite."
         )
-    cut = {one.path.name: words for one in examples if (words := sdxl.words_cut(tokenizers, one.caption))}
+    cut = {one.path.name: words for one in examples if (words := reader.cut(one.caption))}
     if cut:
         name, words = next(iter(cut.items()))
         notes.append(

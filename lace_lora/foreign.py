@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora import adapter as adapters
-from lace_lora import checkpoint, contents, foreign_words, journal
+from lace_lora import checkpoint, contents, families, foreign_words, journal
 from lace_lora import lora as learnt
 from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.counting import counted
 from lace_lora.errors import AdapterError, RunError
-from lace_lora.families import folders, foreign_names, sdxl
+from lace_lora.families import folders, foreign_names, known, sdxl
 from lace_lora.families import sdxl_names as naming
 from lace_lora.families.quiet import quiet
 from lace_lora.file_names import printable, slug
@@ -99,6 +99,7 @@ def read(path: str | Path, base_model: str | None = None) -> Foreign:
         )
     shapes, header = _opened(file)
     own = _own_facts(header)
+    _check_family(file, own, base_model)
     if own is not None and own.learns_token:
         return _own(_with_token(file, own))
     model = base_model if base_model and folders.is_here(base_model) else None
@@ -149,10 +150,23 @@ def title_of(path: Path) -> str:
 # -- inside --
 
 
+def _check_family(file: Path, own: AdapterFacts | None, base_model: str | None) -> None:
+    """Layers of other programs' files are known for SDXL alone; of other families a run of ours can be read whole."""
+    of_file = own.family if own is not None else sdxl.FAMILY
+    of_base = known.family_of(base_model) if base_model else sdxl.FAMILY
+    for family in (of_file, of_base):
+        if family != sdxl.FAMILY:
+            raise AdapterError(
+                f"{printable(file)}: single LoRA files are read for SDXL alone, and this is for "
+                f"{families.FAMILIES.get(family, family)}. Give the folder of a run instead."
+            )
+
+
 def _own(adapter: Adapter) -> Foreign:
     facts = adapter.facts
     words = foreign_words.Words((facts.concept_token,) if facts.concept_token else (), None, facts.base_model)
-    counts = {part: len(learnt.layers_of(adapter.state, part)) for part in foreign_names.PARTS}
+    parts = dict.fromkeys(name.partition(".")[0] for name in adapter.state)
+    counts = {part: len(learnt.layers_of(adapter.state, part)) for part in (*foreign_names.PARTS, *parts)}
     return Foreign(adapter, naming.OURS, words, counts, {})
 
 

@@ -14,14 +14,27 @@ from typing import TypeVar
 from PIL import Image
 
 from lace_lora import adapter as adapters
-from lace_lora import candidates, checkpoint, inference, order, pictures, presets, queries, repeats, stopping, wanted
+from lace_lora import (
+    candidates,
+    checkpoint,
+    families,
+    inference,
+    order,
+    pictures,
+    presets,
+    queries,
+    repeats,
+    stopping,
+    wanted,
+)
 from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.candidates import Candidate
 from lace_lora.cells import Cell, Work, cells_at, cells_of, draw, is_drawn, key_in, key_of
 from lace_lora.config import Config
 from lace_lora.counting import counted
 from lace_lora.errors import SettingsError
-from lace_lora.families import folders, sdxl
+from lace_lora.families import folders
+from lace_lora.families.layouts import layout
 from lace_lora.file_names import public_name
 from lace_lora.machine import Machine
 from lace_lora.run_folder import RunFolder
@@ -188,10 +201,11 @@ def _prepared(
     for line in folders.fetch_notice(learnt.facts.base_model):
         say(line)
     base_model = order.base_model_of(settings, learnt, say)
+    settings = order.within_family(settings.with_preset({"refine": "none"}), learnt, base_model, say)
     width, height = wanted.size_of(settings, learnt, base_model)
-    repeats.check_size(settings.repeat, width, height, folders.layout(base_model).pixel_step)
-    tokenizers = sdxl.load_tokenizers(base_model)
-    for line in queries.too_long({text: end for text in told if (end := sdxl.words_cut(tokenizers, text))}):
+    repeats.check_size(settings.repeat, width, height, layout(base_model).pixel_step)
+    reader = families.reader(base_model)
+    for line in queries.too_long(reader.cut_of(told), reader.fits):
         say(line)
     precision, why = machine.precision(settings.mixed_precision)
     say(f"drawing   with {public_name(base_model)} in {why}")

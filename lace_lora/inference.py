@@ -227,6 +227,7 @@ def compare_all(
     with own_folders.answering(settings):
         lora = adapters.load(RunFolder.of(settings).root)
     base_model = orders.base_model_of(settings, lora, say)
+    settings = orders.within_family(settings.with_preset({"refine": "none"}), lora, base_model, say)
     precision, _ = machine.precision(settings.mixed_precision)
     dtype, device = stages.DTYPES[precision], machine.device
 

@@ -2,7 +2,8 @@
 
 A LoRA adds strength · B·A to a weight W, strength being alpha / rank, or alpha / √rank with rsLoRA; A is [rank, in], B
 [out, rank] and begins at zero. DoRA then gives each output's row its own learnt length: m · W' / ‖W'‖.
-Names are those of files: the part (unet, text_encoder, text_encoder_2), then PEFT's without its adapter's name.
+Names are those of files: the part (unet or transformer, text_encoder, text_encoder_2), then PEFT's without its
+adapter's name.
 """
 
 import math
@@ -13,7 +14,14 @@ from typing import Any
 
 from lace_lora import schedule
 from lace_lora.errors import ModelError
-from lace_lora.families import quiet, sdxl
+from lace_lora.families import quiet
+from lace_lora.families.folders import DENOISERS
+from lace_lora.families.lora_names import MAGNITUDE as MAGNITUDE
+from lace_lora.families.lora_names import TEXT_TARGETS as TEXT_TARGETS
+from lace_lora.families.lora_names import A as A
+from lace_lora.families.lora_names import B as B
+from lace_lora.families.lora_names import strength_of as strength_of
+from lace_lora.families.unets import lora_targets
 
 with quiet.quiet():
     import torch
@@ -21,13 +29,11 @@ with quiet.quiet():
     from torch import Tensor, nn
 
 NAME = "default"  # PEFT's name of the one adapter that we train
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a LoRA is like. `targets` is the setting lora_targets, for the UNet; text encoders learn their attention."""
+    """What a LoRA is like. `targets` is the setting lora_targets; of text encoders attention learns."""
 
     rank: int
     alpha: float
@@ -55,21 +61,21 @@ class Learnt:
         return self.magnitude is not None
 
 
-def strength_of(rank: int, alpha: float, use_rslora: bool) -> float:
-    """alpha / rank, or alpha / √rank (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732)."""
-    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
-
-
 # -- training --
 
 
-def attach(module: Any, part: str, shape: Shape, seed: int) -> dict[str, nn.Parameter]:
-    """Put a LoRA on a UNet or a text encoder; return its parameters by the names of files, float32.
+def attach(
+    module: Any, part: str, shape: Shape, seed: int, targets: Sequence[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """Put a LoRA on a denoiser or a text encoder; return its parameters by the names of files, float32.
+
+    targets  layers of the denoiser, as its family names them for shape.targets; None for those of a UNet
 
     A is drawn from (seed, name of the module) uniformly within ±1/sqrt(in), as PEFT and kohya draw it; B is zero.
     Raises ModelError where a target is nowhere in the module.
     """
-    targets = list(TEXT_TARGETS) if part != "unet" else sdxl.lora_targets(shape.targets)
+    is_denoiser = part in DENOISERS
+    targets = list(targets or lora_targets(shape.targets)) if is_denoiser else list(TEXT_TARGETS)
     _check_targets(module, targets)
     config = LoraConfig(
         r=shape.rank,
@@ -80,7 +86,7 @@ def attach(module: Any, part: str, shape: Shape, seed: int) -> dict[str, nn.Para
         use_rslora=shape.use_rslora,
     )
     with quiet.quiet():
-        if part == "unet":
+        if is_denoiser:
             module.add_adapter(config, adapter_name=NAME)
         else:
             inject_adapter_in_model(config, module, adapter_name=NAME)
@@ -168,7 +174,7 @@ def _check_targets(module: Any, targets: Sequence[str]) -> None:
     absent = [target for target in targets if not any(_is_meant(name, target, targets) for name in names)]
     if absent:
         raise ModelError(
-            f"This UNet has no layers called {', '.join(absent)}, so it cannot get this LoRA. Choose an SDXL base."
+            f"This model has no layers called {', '.join(absent)}, so it cannot get this LoRA. Choose another base."
         )
 
 

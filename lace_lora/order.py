@@ -14,28 +14,27 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import finishing, queries, repeats, sheet, stages, wanted
+from lace_lora import families, finishing, queries, repeats, sheet, stages, wanted
 from lace_lora.batches import Batch, batch_size, check_pair
 from lace_lora.between_stages import Pictures
 from lace_lora.conditions import forces_zeros
 from lace_lora.config import Config
 from lace_lora.errors import ModelError, PicturesError, SettingsError
-from lace_lora.families import folders
-from lace_lora.families import sdxl as family
+from lace_lora.families import folders, limits
 from lace_lora.families import vae as other_vae
 from lace_lora.families.folders import identity
+from lace_lora.families.layouts import layout
 from lace_lora.file_names import public_name
 from lace_lora.finishing import Finishing
 from lace_lora.image_files import open_picture
 from lace_lora.machine import Machine
 from lace_lora.pictures import parameters_text
 from lace_lora.run_folder import RunFolder, Shard, SheetFolder
-from lace_lora.sampling import Refining, Sampling, make_scheduler, refiner_begin, start_begin
+from lace_lora.sampling import Refining, Sampling, refiner_begin, start_begin
 from lace_lora.sheet import Generation, Placed
 from lace_lora.shelf import Shelf
 from lace_lora.workplace import Workplace
 
-UNET = ["unet", "scheduler"]  # its noise schedule counts too: a corrected one draws other pictures
 # Raised by hand when the same request would give other pictures than an earlier version of this code drew.
 DRAWING = 1
 LONGEST_JPEG_TEXT = 60_000  # bytes; a JPEG's comment and its EXIF hold 65,533 each
@@ -115,10 +114,12 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     shard = shard_of(config)
     run = RunFolder.of(config)
     lora = adapters.load(run.root)
-    refiners = [config.refiner_model] if config.refine != "none" else []
-    for line in [line for model in (lora.facts.base_model, *refiners) for line in folders.fetch_notice(model)]:
+    for line in folders.fetch_notice(lora.facts.base_model):
         say(line)
     base_model = base_model_of(config, lora, say)
+    config = within_family(config, lora, base_model, say)
+    for line in folders.fetch_notice(config.refiner_model) if config.refine != "none" else ():
+        say(line)
     refining, refiner_model = _refining(config, base_model)
     precision, why = machine.precision(config.mixed_precision)
     say(f"drawing   with {public_name(base_model)} and the adapter of {run.name} in {why}")
@@ -186,7 +187,9 @@ def models_of(models: Sequence[str], vae_model: str | None) -> list[str]:
     """Texts that differ wherever the models would draw other pictures, and wherever this code would."""
     told = [f"drawing {DRAWING}"]
     for model in models:
-        told += [identity(model), identity(model, UNET), f"zeros for an empty prompt: {forces_zeros(model)}"]
+        # Its noise schedule counts too: a corrected one draws other pictures.
+        told += [identity(model), identity(model, [layout(model).denoiser, "scheduler"])]
+        told += [f"zeros for an empty prompt: {forces_zeros(model)}"]
     return told + ([other_vae.identity(vae_model)] if vae_model else [])
 
 
@@ -194,15 +197,14 @@ def _check(
     config: Config, pictures: Sequence[Generation], models: Sequence[str], refining: Refining | None, say: Say
 ) -> None:
     """Refuse sizes that do not join or cannot be finished, and say what prompts lose, before anything is loaded."""
-    step = math.lcm(*(family.layout(model).pixel_step for model in models))
+    step = math.lcm(*(layout(model).pixel_step for model in models))
     for width, height in dict.fromkeys((one.width, one.height) for one in pictures):
         repeats.check_size(config.repeat, width, height, step)
         Finishing.of(config).check(config.repeat, (width, height))
     if pictures[0].start_digest is not None:
         handover = 0
         if refining is not None and refining.mode == "ensemble":
-            scheduler = make_scheduler(config.scheduler, models[0], config.num_inference_steps)
-            handover = refiner_begin(scheduler, config.num_inference_steps, refining)
+            handover = refiner_begins(config, models[0], refining)
         start_begin(sampling_of(config), handover)
     if config.image_format == "jpg":
         for one in pictures:
@@ -212,8 +214,8 @@ def _check(
                     "… Shorten it, or set image_format to png."
                 )
     texts = dict.fromkeys(text for one in pictures for text in (one.prompt, one.negative_prompt))
-    tokenizers = family.load_tokenizers(models[0])
-    for line in queries.too_long({text: end for text in texts if (end := family.words_cut(tokenizers, text))}):
+    reader = families.reader(models[0])
+    for line in queries.too_long(reader.cut_of(texts), reader.fits):
         say(line)
 
 
@@ -234,7 +236,7 @@ def base_model_of(config: Config, lora: adapters.Adapter, say: Say) -> str:
         return named
     is_named, is_same = "pretrained_model" in config.given, public_name(made_for) == public_name(named)
     try:
-        family.model_folder(made_for)
+        folders.model_folder(made_for)
     except ModelError as error:
         if not is_named:
             advice = "The adapter was made for it; set pretrained_model to where it lies now."
@@ -247,15 +249,39 @@ def base_model_of(config: Config, lora: adapters.Adapter, say: Say) -> str:
     return made_for
 
 
+def within_family(config: Config, lora: adapters.Adapter, base_model: str, say: Say) -> Config:
+    """The settings as the base model's family can draw by them, saying what is changed.
+
+    Raises SettingsError for what a person asked for and the family cannot do, ModelError where the LoRA is of another.
+    """
+    family = families.family_of(base_model)
+    if lora.facts.family != family:
+        made_for, found = (families.FAMILIES[one] for one in (lora.facts.family, family))
+        raise ModelError(f"The adapter was made for {made_for}, and {base_model} is {found}. Set pretrained_model.")
+    within, lines = limits.within(config, family)
+    for line in lines:
+        say(line)
+    return within
+
+
 def _refining(config: Config, base_model: str) -> tuple[Refining | None, str]:
     """How to refine, and with which model; what cannot work is refused before the refiner is fetched."""
     if config.refine == "none":
         return None, ""
     refining = Refining(config.refine, config.refiner_start, config.refine_strength)
-    scheduler = make_scheduler(config.scheduler, base_model, config.num_inference_steps)
-    refiner_begin(scheduler, config.num_inference_steps, refining)
+    refiner_begins(config, base_model, refining)
     check_pair(base_model, config.refiner_model)
     return refining, config.refiner_model
+
+
+def refiner_begins(config: Config, base_model: str, refining: Refining) -> int:
+    """The step at which the refiner begins; the schedule of a base that has one does not depend on the size.
+
+    Raises SettingsError where the refiner would have no step, or the base none.
+    """
+    steps = config.num_inference_steps
+    scheduler = families.of(base_model).make_sampler(config.scheduler, base_model, steps, (0, 0))
+    return refiner_begin(scheduler, steps, refining)
 
 
 def sampling_of(config: Config) -> Sampling:

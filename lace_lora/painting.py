@@ -16,11 +16,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lace_lora import repeats
+from lace_lora import families, repeats
 from lace_lora.cloth import Repeat
 from lace_lora.families import folders
-from lace_lora.families import sdxl as family
 from lace_lora.families import vae as other_vae
+from lace_lora.families.layouts import layout
 from lace_lora.mishaps import check_finite, out_of_memory
 from lace_lora.shelf import Lent, Shelf, Wanted
 
@@ -53,7 +53,7 @@ def decode(
     Raises MachineError naming a picture that is not finite in fp32; nothing is ever replaced by black.
     """
     shelf = shelf or Shelf(0)
-    sizes = family.layout(model)
+    family, sizes = families.of(model), layout(model)
     first = torch.float32 if needs_fp32(model, vae_model) else dtype
     with out_of_memory("turning latents into pictures"), ExitStack() as borrowed:
         vaes: dict[torch.dtype, Lent] = {}
@@ -88,12 +88,12 @@ def encode_start(
     repeat: Repeat = "none",
     shelf: Shelf | None = None,
 ) -> Tensor:
-    """Latents CHW on the CPU, in the UNet's units, of a sketch or photograph to begin with; computed in fp32.
+    """Latents CHW on the CPU, in the denoiser's units, of a sketch or photograph to begin with; computed in fp32.
 
     picture  upright RGB; scaled to cover width × height px and cut to it in the middle
     shelf    where the VAE is borrowed; without one it is loaded, and let go at the end
     """
-    shelf = shelf or Shelf(0)
+    shelf, family = shelf or Shelf(0), families.of(model)
     fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
     pixels_HWC = torch.from_numpy(np.array(fitted)).float() / 127.5 - 1
     pixels_BCHW = pixels_HWC.permute(2, 0, 1)[None].to(device)
@@ -104,7 +104,7 @@ def encode_start(
     ):
         mean_BCHW, _ = vae.compute(family.encode_images, pixels_BCHW)
         check_finite(mean_BCHW, ["The picture to begin with"], "encoding")
-        return family.scale_latents(mean_BCHW, family.layout(model))[0].cpu()
+        return family.scale_latents(mean_BCHW, layout(model))[0].cpu()
 
 
 def needs_fp32(model: str, vae_model: str | None = None) -> bool:
@@ -117,17 +117,17 @@ def needs_fp32(model: str, vae_model: str | None = None) -> bool:
 
 
 def _folder(model: str, vae_model: str | None) -> Path:
-    return other_vae.folder_of(vae_model) if vae_model else Path(family.model_folder(model)) / "vae"
+    return other_vae.folder_of(vae_model) if vae_model else Path(folders.model_folder(model)) / "vae"
 
 
 def _vae(model: str, vae_model: str | None, dtype: torch.dtype, device: str) -> Wanted:
     """The VAE as a shelf knows it: one that was found to fit this base's latents may not fit another's."""
-    sizes = family.layout(model)
+    sizes = layout(model)
 
     def load() -> Any:
         if vae_model:
             return other_vae.load(vae_model, sizes, dtype, device)
-        return family.load_vae(model, dtype, device)
+        return families.of(model).load_vae(model, dtype, device)
 
     def key() -> tuple[object, ...]:
         content = other_vae.identity(vae_model) if vae_model else folders.identity(model, ["vae"])

@@ -1,4 +1,4 @@
-"""What an update works on: the frozen UNet with its LoRA, the float32 masters, optimizer and loss scaling; kept whole.
+"""What an update works on: the frozen denoiser with its LoRA, float32 masters, optimizer and loss scaling; kept whole.
 
 A LoRA is computed in the base's own precision, without autocast, and learnt in float32: where the base is in half
 precision, the layers hold working copies, and the optimizer the masters that every file is written from.
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lace_lora import adapter, lean, optimizers, quantize, tensor_files, tokens
+from lace_lora import adapter, families, lean, optimizers, quantize, tensor_files, tokens
 from lace_lora.config import Config
 from lace_lora.errors import MachineError, RunError
-from lace_lora.families import sdxl
+from lace_lora.families import Family
+from lace_lora.families.layouts import Layout, layout
 from lace_lora.families.quiet import quiet
+from lace_lora.families.seam import TextParts
 
 with quiet():
     import torch
@@ -33,10 +35,11 @@ TOKEN_RATE = 5.0
 class Parts:
     """All that training holds in memory. Only `made` changes, and `checkpointing` when memory runs out."""
 
-    unet: Any
-    text: sdxl.TextParts | None  # only where text encoders are trained too
-    noising: Any  # the DDPM schedule that the base model was trained with
-    sizes: sdxl.Layout
+    family: Family
+    denoiser: Any
+    text: TextParts | None  # only where text encoders are trained too
+    noising: Any  # what the base model was trained to mix noise by; only its family knows more
+    sizes: Layout
     parameters: Mapping[str, nn.Parameter]  # in the layers, by the name under which they are saved
     masters: Mapping[str, nn.Parameter]  # float32, what the optimizer holds; the same where the base is float32
     optimizer: torch.optim.Optimizer
@@ -55,31 +58,30 @@ class Parts:
 def assemble(
     settings: Config, dtype: torch.dtype, device: str, *, may_save_memory: bool = False, say: Any = print
 ) -> Parts:
-    """Load the UNet, put the LoRA on it and make its optimizer; the text encoders too where they are trained.
+    """Load the denoiser, put the LoRA on it and make its optimizer; the text encoders too where they are trained.
 
     may_save_memory  whether gradient_checkpointing may be stepped up when memory runs out (it was left to auto)
     """
-    model = settings.pretrained_model
+    model, family = settings.pretrained_model, families.of(settings.pretrained_model)
     if settings.quantization == "nf4":
-        unet = quantize.load_unet_nf4(model, dtype, device, settings.cache_dir, say)
+        denoiser = quantize.load_nf4(model, dtype, device, settings.cache_dir, say)
     else:
-        unet = sdxl.load_unet(model, dtype, device)
+        denoiser = family.load_denoiser(model, dtype, device)
     shape = shape_of(settings)
-    parameters = adapter.attach(unet, "unet", shape, settings.seed)
-    text = _text(settings, dtype, device) if trains_text(settings) else None
+    parameters = adapter.attach(denoiser, family.DENOISER, shape, settings.seed, family.lora_targets(shape.targets))
+    text = _text(family, settings, dtype, device) if trains_text(settings) else None
     if text is not None:
         parameters |= _text_parameters(text, settings, shape)
     masters = _masters(parameters, dtype)
     # Half-precision masters would fail in unscaling and lose updates smaller than their spacing.
     assert all(master.dtype == torch.float32 for master in masters.values())
-    _prepare(unet, settings)
-    noising = sdxl.training_scheduler(model)
-    noising.alphas_cumprod = noising.alphas_cumprod.to(device)
+    _prepare(denoiser, settings)
     parts = Parts(
-        unet=unet,
+        family=family,
+        denoiser=denoiser,
         text=text,
-        noising=noising,
-        sizes=sdxl.layout(model),
+        noising=family.noising(model, device, int(settings.resolution)),
+        sizes=layout(model),
         parameters=parameters,
         masters=masters,
         optimizer=optimizers.make(settings.optimizer, _groups(masters), settings.learning_rate),
@@ -106,7 +108,7 @@ def trains_text(settings: Config) -> bool:
 
 def set_checkpointing(parts: Parts, mode: str) -> None:
     """Keep all activations (none), or compute again those of the transformer blocks (transformers) or of all (full)."""
-    sdxl.checkpoint_activations(parts.unet, mode)
+    parts.family.checkpoint_activations(parts.denoiser, mode)
     parts.checkpointing = mode
 
 
@@ -219,18 +221,18 @@ def restore(parts: Parts, folder: Path, run_id: str) -> int:
 # -- inside --
 
 
-def _text(settings: Config, dtype: torch.dtype, device: str) -> sdxl.TextParts:
-    text = sdxl.load_text(settings.pretrained_model, dtype, device)
+def _text(family: Family, settings: Config, dtype: torch.dtype, device: str) -> TextParts:
+    text = family.load_text(settings.pretrained_model, dtype, device)
     for encoder in text.encoders:
         encoder.train()  # CLIP has no dropout; checkpointing and PEFT look at the mode
     return text
 
 
-def _text_parameters(text: sdxl.TextParts, settings: Config, shape: adapter.Shape) -> dict[str, nn.Parameter]:
-    """The trained parameters of both encoders: their LoRA, and the rows of a new word."""
+def _text_parameters(text: TextParts, settings: Config, shape: adapter.Shape) -> dict[str, nn.Parameter]:
+    """The trained parameters of the encoders: their LoRA, and the rows of a new word."""
     found: dict[str, nn.Parameter] = {}
     if settings.train_text_encoder:
-        for part, encoder in zip(("text_encoder", "text_encoder_2"), text.encoders, strict=True):
+        for part, encoder in adapter.text_modules(text).items():
             found |= adapter.attach(encoder, part, shape, settings.seed)
     if settings.learn_concept_token:
         found |= tokens.add(text, settings.concept_token, settings.class_prompt)
@@ -254,21 +256,21 @@ def _groups(masters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     return [*groups, {"params": rows, "lr_ratio": TOKEN_RATE, "weight_decay": 0.0}] if rows else groups
 
 
-def _prepare(unet: Any, settings: Config) -> None:
+def _prepare(denoiser: Any, settings: Config) -> None:
     """Attention and compilation as the settings say."""
-    # SDXL has no dropout. Checkpointing works in training mode only, and an NF4 layer that ran once in evaluation
+    # No family has dropout. Checkpointing works in training mode only, and an NF4 layer that ran once in evaluation
     # mode on a CPU cannot be trained any more.
-    unet.train()
+    denoiser.train()
     if settings.attention_backend == "xformers":
         try:
-            unet.enable_xformers_memory_efficient_attention()
+            denoiser.enable_xformers_memory_efficient_attention()
         except Exception as error:  # missing, or built for another torch: each says it its own way
             raise MachineError(
                 f"xformers cannot be used here ({str(error).splitlines()[0][:120]}). "
                 "Set attention_backend sdpa, which is as lean, or install the xformers that fits this torch."
             ) from error
-    lean.make_lean(unet)
+    lean.make_lean(denoiser)
     if settings.compile == "blocks":
         # Blocks of three kinds, for every bucket's shape and with or without a gradient for their input.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        unet.compile_repeated_blocks()
+        denoiser.compile_repeated_blocks()

@@ -14,8 +14,7 @@ from lace_lora.errors import SettingsError
 from lace_lora.machine import CHOOSE_A_GPU, Machine
 
 FOLDER = Path(__file__).parent / "preset_files"
-TRAINED = "sdxl"  # the one family that can be trained; presets of others are listed and refused
-FAMILIES = {"sd15": "Stable Diffusion 1.5", "sd35": "Stable Diffusion 3.5", "flux": "Flux"}
+USUAL = "sdxl"  # the family of presets that name none, and of the default pretrained_model
 
 DEMO_BANNER = (
     "DEMO — no GPU was found, so the miniature model that ships with Lace LoRA is used, with {pictures}.\n"
@@ -33,7 +32,7 @@ class Preset:
     about: str
     settings: dict[str, Any]
     why: dict[str, str] = field(default_factory=dict)
-    family: str = TRAINED
+    family: str = USUAL
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _read(path: Path, changed_ns: int) -> Preset:
     """The file, read again only where it has changed: a form, and every change that a plan tries, settles anew."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        why, family = dict(data.get("why") or {}), str(data.get("family", TRAINED))
+        why, family = dict(data.get("why") or {}), str(data.get("family", USUAL))
         preset = Preset(path.stem, str(data["about"]), dict(data["settings"]), why, family)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(f"{path} is no preset: it must hold `about: …` and, below `settings:`, names.") from error
@@ -128,11 +127,6 @@ def settle(config: Config, machine: Machine) -> Settled:
     if name == "none":
         return Settled(config, "none", why, {}, machine=machine, asked=config)
     preset = read(name)
-    if preset.family != TRAINED:
-        raise SettingsError(
-            f"The preset {name} is for {FAMILIES.get(preset.family, preset.family)}, which Lace LoRA cannot train yet. "
-            "Choose preset auto, which takes the one for SDXL that suits this machine."
-        )
     beaten = beaten_by(name, config)
     kept = config.overridden | (config.given - beaten)
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
@@ -150,9 +144,13 @@ def beaten_by(preset: str, config: Config) -> set[str]:
     The demo brings its own model, pictures and sizes. Where it was not asked for, it beats no more than the eleven
     keys, which stand in every shipped file and name SDXL and Drive; and it leaves a person's folder of photographs:
     they can be looked at and captioned without a GPU.
+
+    A preset for another family brings its model where the file names the default one, as every shipped file does.
     """
     if preset != "demo":
-        return set()
+        default = Config.model_fields["pretrained_model"].default
+        is_others = read(preset).family != USUAL and config.pretrained_model == default
+        return {"pretrained_model"} if is_others else set()
     brought = set(read(preset).settings)
     if config.preset != "auto":
         return brought

@@ -1,10 +1,10 @@
-"""The frozen UNet in 4 bits (NF4 with double quantisation), made layer by layer and kept on disk for the next start.
+"""The frozen denoiser in 4 bits (NF4 with double quantisation), made layer by layer and kept for the next start.
 
 diffusers refuses to quantise without a GPU and bitsandbytes does not, so the layers are put in by hand: the same code
 then serves a T4 and a laptop. A 4-bit layer computes in the dtype that it was quantised from.
 
-A quantised UNet must stay in training mode, also while it is looked at: on a CPU with avx512_bf16 a forward pass in
-evaluation mode packs the weights anew, and no backward pass is possible afterwards. SDXL has no dropout.
+A quantised one must stay in training mode, also while it is looked at: on a CPU with avx512_bf16 a forward pass in
+evaluation mode packs the weights anew, and no backward pass is possible afterwards. No family has dropout.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint, tensor_files
+from lace_lora import checkpoint, families, tensor_files
 from lace_lora.errors import LaceError, MachineError
-from lace_lora.families import folders, sdxl
+from lace_lora.families import folders
+from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import GIB
 
@@ -25,14 +26,13 @@ with quiet():
     from torch import Tensor, nn
 
 BLOCK = 64  # numbers that share a scale; a layer whose sides are no multiples of it stays as it is
-FILE = "unet.safetensors"
 LINEAR_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a number: 4 bits, its share of an 8-bit scale, and of that one's own
 
 Say = Callable[[str], None]
 
 
-def load_unet_nf4(model: str, dtype: torch.dtype, device: str, cache_dir: str | Path, say: Say = print) -> Any:
-    """The base UNet with its linear layers in NF4, all else in dtype; from the kept file where there is one.
+def load_nf4(model: str, dtype: torch.dtype, device: str, cache_dir: str | Path, say: Say = print) -> Any:
+    """The base's denoiser with its linear layers in NF4, all else in dtype; from the kept file where there is one.
 
     Raises MachineError where bitsandbytes is missing.
     """
@@ -41,24 +41,30 @@ def load_unet_nf4(model: str, dtype: torch.dtype, device: str, cache_dir: str | 
     if kept.is_dir():
         problem = checkpoint.problem_of(kept)
         if problem is None:
-            return _from_file(kept / FILE, model, dtype, device)
-        say(f"{kept} is passed over ({problem}); the UNet is quantised again.")
-    unet = sdxl.load_unet(model, dtype, "cpu")
-    done, left = quantise(unet, device)
-    unet.to(device)
-    say(f"nf4       {done} linear layers in 4 bits ({size_gib(unet):.2f} GB in all), {left} too narrow for it")
+            return _from_file(kept / file_name(model), model, dtype, device)
+        say(f"{kept} is passed over ({problem}); the {layout(model).denoiser} is quantised again.")
+    denoiser = families.of(model).load_denoiser(model, dtype, "cpu")
+    done, left = quantise(denoiser, device)
+    denoiser.to(device)
+    say(f"nf4       {done} linear layers in 4 bits ({size_gib(denoiser):.2f} GB in all), {left} too narrow for it")
     try:
-        checkpoint.save_folder(kept, lambda folder: tensor_files.write(folder / FILE, _state_of(unet)))
+        checkpoint.save_folder(kept, lambda folder: tensor_files.write(folder / file_name(model), _state_of(denoiser)))
     except LaceError as error:
-        say(f"! The 4-bit UNet could not be kept for the next start: {error}")
-    return unet
+        say(f"! The 4-bit {layout(model).denoiser} could not be kept for the next start: {error}")
+    return denoiser
+
+
+def file_name(model: str) -> str:
+    """The name of the kept file."""
+    return f"{layout(model).denoiser}.safetensors"
 
 
 def kept_folder(model: str, dtype: torch.dtype, cache_dir: str | Path) -> Path:
-    """Where the quantised UNet of a model is kept: by its content, the dtype and bitsandbytes' series."""
+    """Where the quantised denoiser of a model is kept: by its content, the dtype and bitsandbytes' series."""
     series = ".".join(metadata.version("bitsandbytes").split(".")[:2])
-    text = f"{folders.identity(model, ['unet'])} {dtype} {series}"
-    return Path(cache_dir).expanduser() / f"unet-nf4-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    part = layout(model).denoiser
+    text = f"{folders.identity(model, [part])} {dtype} {series}"
+    return Path(cache_dir).expanduser() / f"{part}-nf4-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def quantise(module: nn.Module, device: str) -> tuple[int, int]:
@@ -142,26 +148,26 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linea
                 yield parent, name, child
 
 
-def _state_of(unet: nn.Module) -> dict[str, Tensor]:
+def _state_of(denoiser: nn.Module) -> dict[str, Tensor]:
     """All tensors, the quantised ones with their scales; copies, because layers share a table and files may not."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in unet.state_dict().items()}
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in denoiser.state_dict().items()}
 
 
 def _from_file(file: Path, model: str, dtype: torch.dtype, device: str) -> Any:
-    """Fill an empty UNet from the kept file: the half-precision weights are never read."""
-    unet = sdxl.empty_unet(model)
+    """Fill an empty denoiser from the kept file: the half-precision weights are never read."""
+    denoiser = families.of(model).empty_denoiser(model)
     tensors = load_file(file, device=device)
-    for parent, name, layer in list(_linear_layers(unet)):
+    for parent, name, layer in list(_linear_layers(denoiser)):
         if can_be_quantised(layer):
             setattr(parent, name, _empty_4bit(layer, dtype))
-    quantised = {name for name, module in unet.named_modules() if type(module).__name__ == "Linear4bit"}
+    quantised = {name for name, module in denoiser.named_modules() if type(module).__name__ == "Linear4bit"}
     for name in quantised:
         prefix = f"{name}.weight"
         scales = {key: tensors.pop(key) for key in list(tensors) if key.startswith(f"{prefix}.")}
-        module = unet.get_submodule(name)
+        module = denoiser.get_submodule(name)
         module.weight = _params4bit().from_prequantized(tensors.pop(prefix), scales, device=device, module=module)
-    unet.load_state_dict(tensors, strict=False, assign=True)
-    empty = [name for name, parameter in unet.named_parameters() if parameter.is_meta]
+    denoiser.load_state_dict(tensors, strict=False, assign=True)
+    empty = [name for name, parameter in denoiser.named_parameters() if parameter.is_meta]
     assert not empty, f"{file} lacks {empty[:3]}, which its checksum says it held"
-    unet.is_loaded_in_4bit = True
-    return unet.requires_grad_(False).eval()
+    denoiser.is_loaded_in_4bit = True
+    return denoiser.requires_grad_(False).eval()

@@ -236,10 +236,10 @@ def token_pattern(concept_token: str) -> str:
     return rf"(?<!\w){re.escape(concept_token)}(?!\w)"
 
 
-def too_long(lost: Mapping[str, str]) -> list[str]:
-    """Lines about texts that do not fit into 75 tokens, given with the end of each that the model never sees."""
+def too_long(lost: Mapping[str, str], fits: int = 75) -> list[str]:
+    """Lines about texts that do not fit into so many tokens, given with the end of each that the model never sees."""
     lines = [
-        f"! Too long for the model (75 tokens): {text[:40]!r} … loses its end: {end[:200]!r}"
+        f"! Too long for the model ({fits} tokens): {text[:40]!r} … loses its end: {end[:200]!r}"
         for text, end in list(lost.items())[:5]
     ]
     return lines if len(lost) <= 5 else [*lines, f"! {len(lost) - 5} more prompts are too long."]

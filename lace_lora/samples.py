@@ -9,8 +9,9 @@ from PIL import Image
 from lace_lora import checkpoint, schedule, stages
 from lace_lora.batches import Batch, in_batches, texts_of
 from lace_lora.config import Config
-from lace_lora.families import sdxl
+from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
+from lace_lora.families.seam import Encoded
 from lace_lora.film_strip import film_strip
 from lace_lora.parts import Parts, averaged
 from lace_lora.run_folder import RunFolder
@@ -24,7 +25,7 @@ PROMPTS_AT_MOST = 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """The pictures of one row: their prompts as the UNet reads them, their seeds and their size."""
+    """The pictures of one row: their prompts as the denoiser reads them, their seeds and their size."""
 
     batches: tuple[Batch, ...]
     words: stages.Words
@@ -37,9 +38,9 @@ def prepare(settings: Config, dtype: torch.dtype, device: str) -> Wanted | None:
         return None
     prompts = (settings.prompts or (settings.instance_prompt,))[:PROMPTS_AT_MOST]
     seeds = [schedule.seed(settings.seed, "sample", number) for number in range(len(prompts))]
-    sizes = sdxl.layout(settings.pretrained_model)
+    sizes = layout(settings.pretrained_model)
     side = max(sizes.pixel_step, int(settings.resolution) // sizes.pixel_step * sizes.pixel_step)
-    # One by one: what a picture looks like must not depend on its neighbours, and the UNet shares its memory here.
+    # One by one: what a picture looks like must not depend on its neighbours, and the denoiser shares its memory here.
     batches = in_batches(prompts, [settings.negative_prompt] * len(prompts), seeds, side, side, 1)
     words = {}
     if not settings.train_text_encoder and not settings.learn_concept_token:
@@ -60,7 +61,7 @@ def draw(parts: Parts, wanted: Wanted, settings: Config, folder: RunFolder, step
     with torch.no_grad(), averaged(parts):
         words = wanted.words or _read(parts, wanted)
         drawn = stages.denoise_with(
-            parts.unet, settings.pretrained_model, wanted.batches, words, wanted.sampling, device=parts.device
+            parts.denoiser, settings.pretrained_model, wanted.batches, words, wanted.sampling, device=parts.device
         )
         latents = [(batch.prompts[0], one.finished_BCHW[0]) for batch, one in zip(wanted.batches, drawn, strict=True)]
     pictures = stages.decode(settings.pretrained_model, latents, device=parts.device, vae_model=settings.vae_model)
@@ -79,8 +80,8 @@ def write_film_strip(folder: RunFolder) -> None:
     checkpoint.write_file(folder.film_strip, partial(film_strip(rows).save, format="PNG"))
 
 
-def _read(parts: Parts, wanted: Wanted) -> dict[str, sdxl.Encoded]:
+def _read(parts: Parts, wanted: Wanted) -> dict[str, Encoded]:
     """The prompts as the text encoders that are being trained read them now."""
     assert parts.text is not None
-    found = {text: sdxl.encode_captions(parts.text, [text]) for text in sorted(texts_of(wanted.batches))}
-    return {text: sdxl.Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for text, one in found.items()}
+    found = {text: parts.family.encode_captions(parts.text, [text]) for text in sorted(texts_of(wanted.batches))}
+    return {text: Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for text, one in found.items()}

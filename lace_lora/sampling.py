@@ -1,4 +1,4 @@
-"""Samplers by name, their schedules, where the refiner takes over, and the noise that a picture begins with.
+"""How a picture is drawn step by step: where the refiner takes over, and the noise that it begins with.
 
 B batch · C latent channels (4) · H,W latent cells (px/8)
 """
@@ -12,28 +12,6 @@ from torch import Tensor
 
 from lace_lora.cloth import Repeat
 from lace_lora.errors import SettingsError
-from lace_lora.families.folders import model_folder, part_config
-from lace_lora.families.quiet import quiet
-
-with quiet():
-    from diffusers import (
-        DDIMScheduler,
-        DPMSolverMultistepScheduler,
-        EulerDiscreteScheduler,
-        UniPCMultistepScheduler,
-    )
-
-# Each with what it changes in the model's own schedule. Only samplers that draw no noise on the way, so that a picture
-# is its seed's alone whatever it is computed with, and that pass the UNet once a step, so that base and refiner share
-# the steps as they are counted: not the ancestral and SDE ones, nor Heun. Karras' schedule puts more of the steps into
-# little noise: of 30, a refiner that starts at 0.85 has 10 there and 4 in the others.
-SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
-    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "ddim": (DDIMScheduler, {}),
-}
 
 
 @dataclass(frozen=True)
@@ -74,19 +52,6 @@ def noise(seeds: Sequence[int], cells_CHW: tuple[int, int, int], *, draw: int = 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     draws = [[torch.randn((1, *cells_CHW), generator=generator) for _ in range(draw)] for generator in generators]
     return torch.cat([one[-1] for one in draws])
-
-
-def make_scheduler(name: str, model: str, steps: int, *, prediction_type: str | None = None) -> Any:
-    """A sampler of that name over the model's own noise schedule, its times set."""
-    kind, changes = SCHEDULERS[name]
-    shipped = part_config(model_folder(model), "scheduler")
-    if prediction_type is not None:
-        shipped = shipped | {"prediction_type": prediction_type}
-    # DDIM alone clips to -1..1 by default, which is meant for pixels and would wreck latents.
-    with quiet():  # diffusers' multistep scheduler warns of numpy 2 in set_timesteps
-        scheduler = kind.from_config({"clip_sample": False} | shipped | changes)
-        scheduler.set_timesteps(steps)
-    return scheduler
 
 
 def split_at(scheduler: Any, start: float) -> int:
@@ -143,3 +108,32 @@ def begin_at(scheduler: Any, step: int) -> None:
     """Tell a scheduler at which of its steps it begins; DDIM finds its place by the time alone."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(step)
+
+
+# -- what diffusers' samplers do not all have --
+
+
+def first_sigma(scheduler: Any) -> float | Tensor:
+    """What the first noise is multiplied by; nothing where noise and picture are mixed in shares."""
+    sigma: float | Tensor = getattr(scheduler, "init_noise_sigma", 1.0)
+    return sigma
+
+
+def scaled(scheduler: Any, latents_BCHW: Tensor, time: Tensor) -> Tensor:
+    """Latents as the denoiser takes them at this time."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return latents_BCHW
+    scaled_BCHW: Tensor = scheduler.scale_model_input(latents_BCHW, time)
+    return scaled_BCHW
+
+
+def noised(scheduler: Any, latents_BCHW: Tensor, noise_BCHW: Tensor, begin: int) -> Tensor:
+    """Finished latents with the noise that they have at a step of the schedule, float32."""
+    begin_at(scheduler, begin)
+    times_B = scheduler.timesteps[begin : begin + 1].repeat(len(noise_BCHW))
+    clean_BCHW = latents_BCHW.expand_as(noise_BCHW).float()
+    if hasattr(scheduler, "scale_noise"):
+        mixed_BCHW: Tensor = scheduler.scale_noise(clean_BCHW, times_B, noise_BCHW)
+        return mixed_BCHW
+    noised_BCHW: Tensor = scheduler.add_noise(clean_BCHW, noise_BCHW, times_B)
+    return noised_BCHW

@@ -17,6 +17,9 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+# Places in the noise schedule that are told apart: a multiple of SDXL's 1000 steps. The place modulo 1000 is what torch
+# draws for 1000 steps, so that runs of before go on as they began. From 2**28 on it would draw twice as many bits.
+PLACES, STEPS = 268_000_000, 1000
 WARMUP_AT_MOST = 50  # steps: a 500-step warmup would be most of a 625-update run
 
 
@@ -159,21 +162,20 @@ class Draws:
     """All chance of one visit, drawn in a fixed order from one generator."""
 
     is_wordless: bool  # learnt without its caption
-    timestep: int
+    within: float  # where in the noise schedule: uniform between 0 and 1
     spread_CHW: Tensor  # where in the VAE's posterior the latent lies, standard normal
     noise_CHW: Tensor  # with the offset
 
 
-def draw(
-    stream: Stream, visit: Visit, shape: Sequence[int], timesteps: int, caption_dropout: float, noise_offset: float
-) -> Draws:
-    """The chance of one visit; `shape` is its latent's C, H, W, and `timesteps` the length of the noise schedule.
+def draw(stream: Stream, visit: Visit, shape: Sequence[int], caption_dropout: float, noise_offset: float) -> Draws:
+    """The chance of one visit; `shape` is its latent's C, H, W.
 
     noise_offset adds one number a channel, so that overall brightness is learnt (crosslabs.org, 2023).
     """
     chance = _chance(stream, visit.sample, visit.epoch, visit.repeat)
     _, wordless = torch.rand(2, generator=chance).tolist()  # the first number chose the cut: see _variant
-    timestep = int(torch.randint(timesteps, (1,), generator=chance))
+    fine, step = divmod(int(torch.randint(PLACES, (1,), generator=chance)), STEPS)
+    within = (step + (fine + 0.5) / (PLACES // STEPS)) / STEPS
     spread, noise = torch.randn(2, *shape, generator=chance)
     offset = torch.randn(shape[0], 1, 1, generator=chance)
-    return Draws(wordless < caption_dropout, timestep, spread, noise + noise_offset * offset)
+    return Draws(wordless < caption_dropout, within, spread, noise + noise_offset * offset)

@@ -3,11 +3,12 @@
 import importlib.util
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
-from lace_lora import coefficients, demo, fitting, presets, stage_needs
+from lace_lora import coefficients, fitting, presets, stage_needs
+from lace_lora.errors import SettingsError
 from lace_lora.experience import Experience
-from lace_lora.families import folders
+from lace_lora.families import known, limits
+from lace_lora.families.layouts import FAMILIES
 from lace_lora.machine import GIB, Machine
 from lace_lora.presets import Choice
 from lace_lora.workload import Job, Stage
@@ -40,7 +41,13 @@ class Choosing:
         self.precision, self.why_precision = self.machine.precision(self.config.mixed_precision)
 
     def settle(self) -> None:
-        """All choices."""
+        """All choices. Raises SettingsError for what a person asked for and the base model's family cannot do."""
+        family = known.family_of(self.config.pretrained_model)
+        self._check_preset(family)
+        for one in limits.changes(self.config, family, self.as_set):
+            self._put(one.setting, one.value, one.why)
+        if "resolution" in self.settled.reasons and family != presets.read(self.settled.preset).family:
+            self._put("resolution", self.native_px, "the size that the base model was trained at")
         if self.config.optimizer.endswith("8bit") and importlib.util.find_spec("bitsandbytes") is None:
             self._put("optimizer", "adamw", self._without_8bit())
         self._number_format()
@@ -81,7 +88,7 @@ class Choosing:
             saved = plain.weights_gb - small.weights_gb
             found.append(f"quantization nf4, as set: {slower}{saved:.1f} GB less memory, the base a little coarser")
         if self.config.mixed_precision == "no" and "mixed_precision" in self.as_set and self.machine.gpu_name:
-            more_gb = self.model.weight_bytes("unet", 2) / GIB
+            more_gb = self.model.weight_bytes("denoiser", 2) / GIB
             found.append(f"mixed_precision no, as set: {more_gb:.1f} GB more for the base, and no fast units are used")
         return found
 
@@ -92,6 +99,18 @@ class Choosing:
     def _put(self, name: str, value: object, why: str) -> None:
         self.config = self.config.with_preset({name: value})
         self.choices = [one for one in self.choices if one.setting != name] + [Choice(name, value, why)]
+
+    def _check_preset(self, family: str) -> None:
+        """A preset for one family is of no use with a model of another, which a person named beside it."""
+        if self.settled.preset == "none" or self.settled.preset == "demo":
+            return
+        meant = presets.read(self.settled.preset).family
+        if meant not in (family, presets.USUAL):
+            wanted, found = (FAMILIES.get(one, one) for one in (meant, family))
+            raise SettingsError(
+                f"The preset {self.settled.preset} is for {wanted}, and pretrained_model "
+                f"{self.config.pretrained_model} is {found}. Choose another preset, or leave pretrained_model to it."
+            )
 
     # -- what is computed --
 
@@ -253,9 +272,8 @@ class Choosing:
 
 
 def native_side(model: str) -> int:
-    """The side that a model was trained at, px; read from its folder where it is one, else SDXL's 1024."""
-    path = Path(demo.locate(model)).expanduser()
-    return folders.layout(str(path)).side_px if path.is_dir() else 1024
+    """The side that a model was trained at, px; read from its folder where it is one, else as known by its name."""
+    return known.side_px(model)
 
 
 def _times(share: float) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lace_lora.families import sdxl as family
+from lace_lora.families import memory
 from lace_lora.machine import GIB, Machine, is_out_of_memory
 
 # What a GPU keeps free for working. SDXL's largest moment is decoding one picture of 1024 px in fp32: 3.0 GiB of
@@ -113,7 +113,7 @@ class Shelf:
                 self._kept[key] = (model, size)
             del model
             if not is_kept:
-                family.give_back_memory()
+                memory.give_back_memory()
 
     def with_room(self, work: Callable[[], T]) -> T:
         """work(), and once more with an empty shelf where memory ran out; from then on no more is kept than was lent.
@@ -126,7 +126,7 @@ class Shelf:
             if not is_out_of_memory(error) or not self.give_back():
                 raise
         # Out here because an error holds on to all that its work had in memory.
-        family.give_back_memory()
+        memory.give_back_memory()
         self.room_bytes = min(self.room_bytes, self._lent_bytes)
         self._say("memory    is short: fewer models are kept between stages from now on")
         return work()
@@ -136,7 +136,7 @@ class Shelf:
         had_any = bool(self._kept)
         self._kept.clear()
         if had_any:
-            family.give_back_memory()
+            memory.give_back_memory()
         return had_any
 
     # -- inside --
@@ -148,4 +148,4 @@ class Shelf:
         while self._kept and wanted + sum(size for _, size in self._kept.values()) > self.room_bytes:
             del self._kept[next(iter(self._kept))]
         if len(self._kept) < before:
-            family.give_back_memory()
+            memory.give_back_memory()

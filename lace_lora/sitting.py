@@ -15,7 +15,7 @@ from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.config import Config
 from lace_lora.curves import verdict
 from lace_lora.errors import LaceError
-from lace_lora.families import sdxl
+from lace_lora.families import memory
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
 from lace_lora.losses import Pictures
@@ -200,7 +200,7 @@ def _draw_samples(now: Sitting, number: int) -> tuple[Path, ...]:
     except Exception as error:  # a row of samples that is missing is worth no training
         reason = "memory ran out" if is_out_of_memory(error) else str(error)
         now.say(f"! The samples of step {number} could not be drawn ({reason}); training goes on without them.")
-        sdxl.give_back_memory()
+        memory.give_back_memory()
         return ()
     for place, path in enumerate(paths):
         now.tracker.picture(number, f"sample_{place}", path)
@@ -291,13 +291,13 @@ def _go_back_to(now: Sitting, best: int) -> int:
 
 def facts_of(now: Sitting, number: int, is_complete: bool) -> AdapterFacts:
     """What adapter.json tells of this training after `number` steps."""
-    settings, sizes = now.settings, now.parts.sizes
+    settings, sizes, family = now.settings, now.parts.sizes, now.parts.family
     return AdapterFacts(
-        family=sdxl.FAMILY,
+        family=family.FAMILY,
         base_model=settings.pretrained_model,
         rank=settings.rank,
         alpha=settings.lora_alpha(),
-        lora_targets=tuple(sdxl.lora_targets(settings.lora_targets)),
+        lora_targets=tuple(family.lora_targets(settings.lora_targets)),
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
         train_text_encoder=settings.train_text_encoder,

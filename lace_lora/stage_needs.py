@@ -73,9 +73,9 @@ def train(job: Job) -> Stage:
     pictures = updates(config) * pictures_an_update(config) * (2 if has_classes(job) else 1)
     a_picture = picture_flop(job) + (_caption_step_flop(job) if learns_text(config) else 0.0)
     seen = looks(job) * FORWARDS_A_PAIR * held_out(job)
-    tflop = (pictures * a_picture + seen * model.forward_flop("unet", job.cells)) / 1e12
+    tflop = (pictures * a_picture + seen * model.forward_flop("denoiser", job.cells)) / 1e12
     passes = PASSES[str(config.gradient_checkpointing)] * pictures / int(config.train_batch_size)
-    layers = (passes + seen) * model.layers("unet") + (passes * model.layers("text") if learns_text(config) else 0)
+    layers = (passes + seen) * model.layers("denoiser") + (passes * model.layers("text") if learns_text(config) else 0)
     learnt = learnt_numbers(job)
     return workload.stage(
         job, "train", tflop, layers=layers, share=job.processes, nf4_passes=passes + seen,
@@ -149,7 +149,7 @@ def text_share(job: Job) -> float:
 def look_share(job: Job) -> float:
     """Work of all looks at held-out pictures, against that of all steps."""
     steps = updates(job.config) * pictures_an_update(job.config) * (2 if has_classes(job) else 1) * picture_flop(job)
-    return looks(job) * FORWARDS_A_PAIR * held_out(job) * job.model.forward_flop("unet", job.cells) / steps
+    return looks(job) * FORWARDS_A_PAIR * held_out(job) * job.model.forward_flop("denoiser", job.cells) / steps
 
 
 def held_out(job: Job) -> int:
@@ -178,17 +178,17 @@ def pictures_an_update(config: Config) -> int:
 
 
 def sample(job: Job) -> Stage:
-    """Rows of sample pictures while training: beside what training holds, a pass of two rows or the VAE."""
+    """Rows of sample pictures while training: beside what training holds, a guided pass or the VAE."""
     config, model = job.config, job.model
     prompts = min(SAMPLES_A_ROW, max(1, len(config.prompts)))
     pictures = prompts * (updates(config) // config.sample_every)
-    flop = 2 * config.num_inference_steps * model.forward_flop("unet", job.cells)
+    flop = model.guided_rows * config.num_inference_steps * model.forward_flop("denoiser", job.cells)
     tflop = pictures * (flop + 2 * model.vae_flop("decode", job.cells)) / 1e12
     beside = training_gib(job) * GIB - activation_bytes(job)
-    drawing = 2 * model.forward_bytes("unet", job.cells, job.width)
+    drawing = model.guided_rows * model.forward_bytes("denoiser", job.cells, job.width)
     decoding = model.weight_bytes("vae", 4) + model.vae_bytes("decode", job.cells, 4)
     return workload.stage(
-        job, "sample", tflop, layers=pictures * config.num_inference_steps * model.layers("unet"), weights=beside,
+        job, "sample", tflop, layers=pictures * config.num_inference_steps * model.layers("denoiser"), weights=beside,
         activations=max(drawing, decoding), disk=pictures * 1.5e6,
     )  # fmt: skip
 
@@ -231,12 +231,14 @@ def _drawn(job: Job, name: str, pictures: int, cells: int, at_once: int) -> Stag
     """Pictures by the base, from noise or from a picture to their end."""
     config = job.config
     share = config.start_strength if config.start_picture and name == "generate" else 1.0
-    guided = 1 + config.guidance_until if config.guidance_scale > 1 else 1.0
+    rows = job.model.guided_rows
+    guided = 1 + (rows - 1) * config.guidance_until if config.guidance_scale > 1 else 1.0
     steps = config.num_inference_steps * share
     return workload.stage(
-        job, name, pictures * steps * guided * job.model.forward_flop("unet", cells) / 1e12,
-        layers=steps * pictures / at_once * job.model.layers("unet"), weights=job.model.weight_bytes("unet", job.width),
-        activations=2 * at_once * job.model.forward_bytes("unet", cells, job.width),
+        job, name, pictures * steps * guided * job.model.forward_flop("denoiser", cells) / 1e12,
+        layers=steps * pictures / at_once * job.model.layers("denoiser"),
+        weights=job.model.weight_bytes("denoiser", job.width),
+        activations=rows * at_once * job.model.forward_bytes("denoiser", cells, job.width),
     )  # fmt: skip
 
 
@@ -245,7 +247,7 @@ def _drawn(job: Job, name: str, pictures: int, cells: int, at_once: int) -> Stag
 
 def _trained_weight_bytes(job: Job) -> float:
     text = job.model.weight_bytes("text", job.width) if learns_text(job.config) else 0.0
-    return job.model.weight_bytes("unet", job.width, job.config.quantization) + text
+    return job.model.weight_bytes("denoiser", job.width, job.config.quantization) + text
 
 
 def _caption_step_flop(job: Job) -> float:
@@ -256,7 +258,7 @@ def downloads(config: Config, model: Coefficients) -> Iterator[tuple[str, float]
     """Models that would be fetched, each with its GiB: half precision where it is offered, the VAE in fp32."""
     vae = model.weight_bytes("vae", 4)
     if config.pretrained_model != demo.MODEL:
-        parts = model.weight_bytes("unet", 2) + model.weight_bytes("text", 2) + vae
+        parts = model.weight_bytes("denoiser", 2) + model.weight_bytes("text", 2) + vae
         yield config.pretrained_model, parts / GIB
     if config.refine != "none" and config.refiner_model != demo.REFINER:
         second = float(model.table["text"][1]["parameters"])

@@ -24,17 +24,27 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import repeats, tokens
+from lace_lora import families, repeats, tokens
 from lace_lora.batches import Batch, in_batches, texts_of
 from lace_lora.conditions import Conditions, conditions_of
 from lace_lora.conditions import Words as Words
-from lace_lora.families import folders
-from lace_lora.families import sdxl as family
-from lace_lora.families.folders import Layout
+from lace_lora.families import Family, folders
+from lace_lora.families.layouts import Layout, layout
+from lace_lora.families.seam import Encoded
 from lace_lora.mishaps import check_finite, out_of_memory
 from lace_lora.painting import decode as decode
 from lace_lora.painting import encode_start as encode_start
-from lace_lora.sampling import Refining, Sampling, begin_at, make_scheduler, noise, refiner_begin, start_begin
+from lace_lora.sampling import (
+    Refining,
+    Sampling,
+    begin_at,
+    first_sigma,
+    noise,
+    noised,
+    refiner_begin,
+    scaled,
+    start_begin,
+)
 from lace_lora.shelf import Shelf, Wanted
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -60,8 +70,8 @@ def encode_prompts(
     dtype: torch.dtype,
     device: str,
     shelf: Shelf | None = None,
-) -> dict[str, family.Encoded]:
-    """Every different prompt as the UNets read it, on the CPU. The refiner takes the second encoder's part of it.
+) -> dict[str, Encoded]:
+    """Every different prompt as the denoisers read it, on the CPU. The refiner takes the second encoder's part of it.
 
     lora   where it changed the text encoders or learnt a word: for the base's prompts only, the refiner never saw it
     shelf  where the encoders are borrowed; without one they are loaded, and let go at the end
@@ -71,8 +81,9 @@ def encode_prompts(
     """
     shelf = shelf or Shelf(0)
     with out_of_memory("reading the prompts"), shelf.lent(_text(model, dtype, device, lora, lora_scale)) as text:
-        encoded = {prompt: text.compute(family.encode_captions, [prompt]) for prompt in sorted(set(prompts))}
-        return {name: family.Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for name, one in encoded.items()}
+        encode = families.of(model).encode_captions
+        encoded = {prompt: text.compute(encode, [prompt]) for prompt in sorted(set(prompts))}
+        return {name: Encoded(one.text_BLD.cpu(), one.pooled_BP.cpu()) for name, one in encoded.items()}
 
 
 def denoise(
@@ -88,34 +99,34 @@ def denoise(
     device: str,
     shelf: Shelf | None = None,
 ) -> Iterator[Drawn]:
-    """Draw with the base UNet, the LoRA fused into it at `lora_scale`; latents come on the CPU, in the UNet's units.
+    """Draw with the base's denoiser, the LoRA fused in at `lora_scale`; latents come on the CPU, in its units.
 
     Every picture is drawn to its end by the base: the unrefined picture is kept beside the refined one, and for an
     ensemble the latents on the way, at the refiner's start, cost nothing more.
 
-    shelf  where the UNet is borrowed; without one it is loaded, and let go at the end
+    shelf  where the denoiser is borrowed; without one it is loaded, and let go at the end
 
     Raises OutOfMemory when memory runs out although nothing else is left on the shelf, and MachineError when a
     picture's numbers overflow.
     """
-    shelf, sizes = shelf or Shelf(0), family.layout(model)
+    shelf, family, sizes = shelf or Shelf(0), families.of(model), layout(model)
 
-    def draw(unet: Any, batch: Batch) -> Drawn:
-        return _draw(_Net(unet, model, sizes, device), batch, words, sampling, refining)
+    def draw(denoiser: Any, batch: Batch) -> Drawn:
+        return _draw(_Net(denoiser, model, family, sizes, device), batch, words, sampling, refining)
 
-    with out_of_memory("drawing"), shelf.lent(_unet(model, dtype, device, lora, lora_scale)) as unet:
+    with out_of_memory("drawing"), shelf.lent(_denoiser(model, dtype, device, lora, lora_scale)) as lent:
         for batch in batches:
-            yield unet.compute(draw, batch)
+            yield lent.compute(draw, batch)
 
 
 def denoise_with(
-    unet: Any, model: str, batches: Iterable[Batch], words: Words, sampling: Sampling, *, device: str
+    denoiser: Any, model: str, batches: Iterable[Batch], words: Words, sampling: Sampling, *, device: str
 ) -> Iterator[Drawn]:
-    """The same with a UNet that is in memory already, such as the one being trained with its LoRA on it.
+    """The same with a denoiser that is in memory already, such as the one being trained with its LoRA on it.
 
-    model  whose UNet it is: its layout and its schedule
+    model  whose it is: its layout and its schedule
     """
-    net = _Net(unet, model, family.layout(model), device)
+    net = _Net(denoiser, model, families.of(model), layout(model), device)
     for batch in batches:
         yield _draw(net, batch, words, sampling, None)
 
@@ -140,14 +151,15 @@ def refine(
     shelf       where the UNet is borrowed; without one it is loaded, and let go at the end
     returns     finished latents BCHW on the CPU, one a batch
     """
-    shelf, sizes = shelf or Shelf(0), family.layout(model)
+    shelf, family, sizes = shelf or Shelf(0), families.of(model), layout(model)
 
     def touch_up(unet: Any, batch: Batch, latents_BCHW: Tensor) -> Tensor:
-        return _touch_up(_Net(unet, model, sizes, device), batch, latents_BCHW, words, sampling, refining, base_model)
+        net = _Net(unet, model, family, sizes, device)
+        return _touch_up(net, batch, latents_BCHW, words, sampling, refining, base_model)
 
-    with out_of_memory("refining"), shelf.lent(_unet(model, dtype, device)) as unet:
+    with out_of_memory("refining"), shelf.lent(_denoiser(model, dtype, device)) as lent:
         for batch, latents_BCHW in work:
-            yield unet.compute(touch_up, batch, latents_BCHW)
+            yield lent.compute(touch_up, batch, latents_BCHW)
 
 
 def draw_plain(
@@ -192,14 +204,14 @@ def _text(model: str, dtype: torch.dtype, device: str, lora: "adapters.Adapter |
     changes = lora if lora is not None and lora.changes_text else None
 
     def load() -> Any:
-        text = family.load_text(model, dtype, device)
+        text = families.of(model).load_text(model, dtype, device)
         if changes is not None and changes.facts.train_text_encoder:
             adapters.fuse_text(text, changes, lora_scale)
         if changes is not None and changes.token_rows:
             tokens.put_in(text, changes.facts.concept_token, changes.token_rows)
         return text
 
-    folder = Path(family.model_folder(model))
+    folder = Path(folders.model_folder(model))
     parts = [part for part in folders.parts_of(folder) if part.startswith("text_encoder")]
     tokenizers = [part for part in folders.parts_of(folder) if part.startswith("tokenizer")]
     return Wanted(
@@ -209,22 +221,22 @@ def _text(model: str, dtype: torch.dtype, device: str, lora: "adapters.Adapter |
     )
 
 
-def _unet(
+def _denoiser(
     model: str, dtype: torch.dtype, device: str, lora: "adapters.Adapter | None" = None, lora_scale: float = 1.0
 ) -> Wanted:
-    """A UNet, with the LoRA fused into it."""
-    changes = lora if lora_scale != 0 else None
+    """What draws, with the LoRA fused into it."""
+    changes, part = lora if lora_scale != 0 else None, layout(model).denoiser
 
     def load() -> Any:
-        unet = family.load_unet(model, dtype, device)
+        denoiser = families.of(model).load_denoiser(model, dtype, device)
         if changes is not None:
-            adapters.fuse(unet, changes, lora_scale)
-        return unet
+            adapters.fuse(denoiser, changes, lora_scale)
+        return denoiser
 
-    folder = Path(family.model_folder(model)) / "unet"
+    folder = Path(folders.model_folder(model)) / part
     return Wanted(
         load,
-        lambda: ("unet", folders.identity(model, ["unet"]), dtype, device, _fused(changes, lora_scale)),
+        lambda: (part, folders.identity(model, [part]), dtype, device, _fused(changes, lora_scale)),
         lambda: folders.weight_bytes([folder], dtype.itemsize),
     )
 
@@ -245,29 +257,31 @@ def _fused(lora: "adapters.Adapter | None", lora_scale: float) -> Hashable:
 
 @dataclass(frozen=True)
 class _Net:
-    """A UNet in hand, and what is known of its model."""
+    """A denoiser in hand, and what is known of its model."""
 
-    unet: Any
+    denoiser: Any
     model: str
+    family: Family
     sizes: Layout
     device: str
 
 
 def _draw(net: _Net, batch: Batch, words: Words, sampling: Sampling, refining: Refining | None) -> Drawn:
     """One batch from noise to finished latents."""
-    scheduler = make_scheduler(sampling.scheduler, net.model, sampling.steps)
+    cells_CHW = _cells(net.sizes, batch)
+    scheduler = net.family.make_sampler(sampling.scheduler, net.model, sampling.steps, cells_CHW[1:])
     handover, begin = 0, 0
     if refining is not None and refining.mode == "ensemble":
         handover = refiner_begin(scheduler, sampling.steps, refining)
-    conditions = conditions_of(batch, words, sampling, net.model, net.sizes, net.device)
-    latents_BCHW = noise(batch.seeds, _cells(net.sizes, batch)).to(net.device)
+    conditions = conditions_of(batch, words, sampling, net.model, net.family, net.sizes, net.device)
+    latents_BCHW = noise(batch.seeds, cells_CHW).to(net.device)
     if batch.start_CHW is None:
-        latents_BCHW = latents_BCHW * scheduler.init_noise_sigma
+        latents_BCHW = latents_BCHW * first_sigma(scheduler)
     else:
         begin = start_begin(sampling, handover)
-        latents_BCHW = _noised(scheduler, batch.start_CHW.to(net.device)[None], latents_BCHW, begin)
+        latents_BCHW = noised(scheduler, batch.start_CHW.to(net.device)[None], latents_BCHW, begin)
     handed_over_BCHW = None
-    with closing(_steps(net.unet, scheduler, begin, latents_BCHW, conditions, sampling)) as stepping:
+    with closing(_steps(net, scheduler, begin, latents_BCHW, conditions, sampling)) as stepping:
         for number, stepped_BCHW in enumerate(stepping, start=begin + 1):
             latents_BCHW = stepped_BCHW
             if number == handover:
@@ -286,15 +300,15 @@ def _touch_up(
     base_model: str,
 ) -> Tensor:
     """One batch through the refiner, on the base's schedule but by what this UNet predicts (ε or v)."""
-    prediction_type = net.sizes.prediction_type
-    scheduler = make_scheduler(sampling.scheduler, base_model, sampling.steps, prediction_type=prediction_type)
+    cells_CHW, predicts = _cells(net.sizes, batch), net.sizes.prediction_type
+    scheduler = net.family.make_sampler(sampling.scheduler, base_model, sampling.steps, cells_CHW[1:], predicts)
     begin = refiner_begin(scheduler, sampling.steps, refining)
-    conditions = conditions_of(batch, words, sampling, net.model, net.sizes, net.device)
+    conditions = conditions_of(batch, words, sampling, net.model, net.family, net.sizes, net.device)
     latents_BCHW = latents_BCHW.to(device=net.device, dtype=torch.float32)
     if refining.mode == "img2img":
-        fresh_BCHW = noise(batch.seeds, _cells(net.sizes, batch), draw=2).to(net.device)
-        latents_BCHW = _noised(scheduler, latents_BCHW, fresh_BCHW, begin)
-    with closing(_steps(net.unet, scheduler, begin, latents_BCHW, conditions, sampling)) as stepping:
+        fresh_BCHW = noise(batch.seeds, cells_CHW, draw=2).to(net.device)
+        latents_BCHW = noised(scheduler, latents_BCHW, fresh_BCHW, begin)
+    with closing(_steps(net, scheduler, begin, latents_BCHW, conditions, sampling)) as stepping:
         for stepped_BCHW in stepping:
             latents_BCHW = stepped_BCHW
     check_finite(latents_BCHW, [f"The picture of seed {seed}" for seed in batch.seeds], "refining")
@@ -302,40 +316,33 @@ def _touch_up(
 
 
 def _steps(
-    unet: Any, scheduler: Any, begin: int, latents_BCHW: Tensor, conditions: Conditions, sampling: Sampling
+    net: _Net, scheduler: Any, begin: int, latents_BCHW: Tensor, conditions: Conditions, sampling: Sampling
 ) -> Generator[Tensor, None, None]:
-    """The latents after each step from `begin` to the end of the schedule, in fp32 whatever the UNet computes in.
+    """The latents after each step from `begin` to the end of the schedule, in fp32 whatever the net computes in.
 
-    The edges of a repeat are joined from its own step on; to be closed, which gives the UNet its own padding back.
+    The edges of a repeat are joined from its own step on; to be closed, which gives the net its own padding back.
     """
     begin_at(scheduler, begin)
     joined_from = max(begin, round(sampling.repeat_from * sampling.steps))
     with ExitStack() as joined:
         for number, time in enumerate(scheduler.timesteps[begin:], begin):
             if number == joined_from:
-                joined.enter_context(repeats.padded(unet, sampling.repeat))
+                joined.enter_context(repeats.padded(net.denoiser, sampling.repeat))
             if number == max(begin, conditions.guided_steps):
                 conditions = conditions.wanted(len(latents_BCHW))
-            copies = len(conditions.text_BLD) // len(latents_BCHW)
-            scaled_BCHW = scheduler.scale_model_input(torch.cat([latents_BCHW] * copies), time)
+            copies = len(conditions.words.text_BLD) // len(latents_BCHW)
+            scaled_BCHW = scaled(scheduler, torch.cat([latents_BCHW] * copies), time)
             times_B = time.to(latents_BCHW.device).expand(len(scaled_BCHW))
             with torch.no_grad():
-                predicted_BCHW = family.predict(
-                    unet, scaled_BCHW, times_B, conditions.text_BLD, conditions.pooled_BP, conditions.time_ids_BS
-                )
+                predicted_BCHW = net.family.predict(
+                    net.denoiser, scaled_BCHW, times_B, conditions.words, conditions.size_numbers_BS,
+                    conditions.guidance_B,
+                )  # fmt: skip
             if copies == 2:
                 unwanted_BCHW, wanted_BCHW = predicted_BCHW.chunk(2)
                 predicted_BCHW = unwanted_BCHW + conditions.guidance_scale * (wanted_BCHW - unwanted_BCHW)
             latents_BCHW = scheduler.step(predicted_BCHW, time, latents_BCHW, return_dict=False)[0]
             yield latents_BCHW
-
-
-def _noised(scheduler: Any, latents_BCHW: Tensor, noise_BCHW: Tensor, begin: int) -> Tensor:
-    """Finished latents with the noise that they have at a step of the schedule, float32."""
-    begin_at(scheduler, begin)
-    times_B = scheduler.timesteps[begin : begin + 1].repeat(len(noise_BCHW))
-    noised_BCHW: Tensor = scheduler.add_noise(latents_BCHW.expand_as(noise_BCHW).float(), noise_BCHW, times_B)
-    return noised_BCHW
 
 
 def _cells(sizes: Layout, batch: Batch) -> tuple[int, int, int]:

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Mapping
 
-from lace_lora import checkpoint, contents, foreign, parts
+from lace_lora import checkpoint, contents, families, foreign, parts
 from lace_lora import lora as layers
 from lace_lora.adapter import Adapter
 from lace_lora.config import Config
 from lace_lora.counting import counted
 from lace_lora.errors import SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import known
+from lace_lora.families.folders import DENOISERS
 from lace_lora.families.quiet import quiet
 from lace_lora.parts import Parts
 from lace_lora.run_folder import RunFolder
@@ -76,6 +77,10 @@ def _read(settings: Config) -> foreign.Foreign:
 
 def _checked(adapter: Adapter, settings: Config) -> Adapter:
     facts, where = adapter.facts, f"start_from {adapter.path.name}"
+    family = known.family_of(settings.pretrained_model)
+    if facts.family != family:
+        made_for, wanted = (families.FAMILIES.get(one, one) for one in (facts.family, family))
+        raise SettingsError(f"{where} was made for {made_for}, and {settings.pretrained_model} is {wanted}.")
     problems = []
     if facts.rank > settings.rank:
         problems.append(f"has rank {facts.rank} and rank is {settings.rank}: set rank {facts.rank}")
@@ -86,7 +91,7 @@ def _checked(adapter: Adapter, settings: Config) -> Adapter:
         problems.append("also changes the text encoders: set train_text_encoder true")
     if facts.learns_token and not settings.learn_concept_token:
         problems.append("has a word of its own: set learn_concept_token true")
-    targets = sdxl.lora_targets(settings.lora_targets)
+    targets = families.named(adapter.facts.family).lora_targets(settings.lora_targets)
     names = [name.removesuffix(layers.A) for name in adapter.state if name.endswith(layers.A)]
     more = [name for name in names if not _learns(name, targets, settings.train_text_encoder)]
     if more and not problems:
@@ -101,7 +106,7 @@ def _checked(adapter: Adapter, settings: Config) -> Adapter:
 
 def _learns(name: str, targets: list[str], has_text: bool) -> bool:
     part, _, layer = name.partition(".")
-    if part != "unet":
+    if part not in DENOISERS:
         return has_text and layer.endswith(tuple(f".{ending}" for ending in layers.TEXT_TARGETS))
     if len(targets) == 1 and "(" in targets[0]:
         return re.fullmatch(targets[0], layer) is not None

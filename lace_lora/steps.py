@@ -12,7 +12,7 @@ from lace_lora import parts as state
 from lace_lora import schedule
 from lace_lora.config import Config
 from lace_lora.errors import RunError
-from lace_lora.families import sdxl
+from lace_lora.families import memory
 from lace_lora.families.quiet import quiet
 from lace_lora.losses import Pictures, losses_of_batch
 from lace_lora.machine import is_out_of_memory
@@ -160,7 +160,7 @@ def _gradients(
             if not is_out_of_memory(error) or not state.save_memory(parts):
                 raise
         state.forget_gradients(parts)  # outside the except block: the error holds what filled the memory
-        sdxl.give_back_memory()
+        memory.give_back_memory()
         say(f"memory    ran out; from here on gradient_checkpointing is {parts.checkpointing}, and nothing is lost")
 
 

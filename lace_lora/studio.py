@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora import adapter as adapters
-from lace_lora import commissions, inference, presets, sampling
+from lace_lora import commissions, inference, order, presets
 from lace_lora.commissions import Limits
 from lace_lora.config import Config, nearest
 from lace_lora.errors import AdapterError
-from lace_lora.families import folders
+from lace_lora.families import family_of, folders, limits
 from lace_lora.figures import Watch
 from lace_lora.file_names import printable, public_name
 from lace_lora.job_records import Picture
 from lace_lora.machine import Machine
 from lace_lora.run_folder import RunFolder
+from lace_lora.sampling import Refining
 from lace_lora.service import Drawn
 from lace_lora.sheet import Generation
 from lace_lora.shelf import Shelf
@@ -84,12 +85,12 @@ class Studio:
 
     def check(self, asked: Mapping[str, Any]) -> None:
         """Raises SettingsError for steps that would leave the base or the refiner none."""
-        config = commissions.settings_of(asked, self.config, "served")
-        if config.refine == "none" or not folders.is_here(config.pretrained_model):
+        config, model = commissions.settings_of(asked, self.config, "served"), self.config.pretrained_model
+        if not folders.is_here(model):
             return
-        scheduler = sampling.make_scheduler(config.scheduler, config.pretrained_model, config.num_inference_steps)
-        refining = sampling.Refining(config.refine, config.refiner_start, config.refine_strength)
-        sampling.refiner_begin(scheduler, config.num_inference_steps, refining)
+        config, _ = limits.within(config, family_of(model))
+        if config.refine != "none":
+            order.refiner_begins(config, model, Refining(config.refine, config.refiner_start, config.refine_strength))
 
     def draw(
         self, asked: Mapping[str, Any], sheet: str, stop: Stop, watch: Watch, show: Callable[[Picture], None]

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lace_lora.errors import SettingsError
-from lace_lora.families import quiet, sdxl
+from lace_lora.families import quiet
 from lace_lora.families.sdxl_names import TOKEN_ROWS
+from lace_lora.families.seam import TextParts
 
 with quiet.quiet():
     import torch
@@ -37,7 +38,7 @@ class _WithRow(nn.Module):
         return torch.where(is_new_BL[..., None], self.row.to(found_BLd.dtype), found_BLd)
 
 
-def add(text: sdxl.TextParts, token: str, initial_text: str) -> dict[str, nn.Parameter]:
+def add(text: TextParts, token: str, initial_text: str) -> dict[str, nn.Parameter]:
     """Make `token` a word that both encoders read as one; return its rows, [1, d] each, float32, to be trained.
 
     initial_text  words whose mean embedding the rows begin with
@@ -55,19 +56,19 @@ def add(text: sdxl.TextParts, token: str, initial_text: str) -> dict[str, nn.Par
     return rows
 
 
-def put_in(text: sdxl.TextParts, token: str, rows: Mapping[str, Tensor]) -> None:
+def put_in(text: TextParts, token: str, rows: Mapping[str, Tensor]) -> None:
     """The same for generation, with rows that were learnt."""
     for name, tokenizer, encoder in _each(text):
         row_1d = rows[name].to(encoder.device, encoder.dtype)
         _put(tokenizer, encoder, token, nn.Parameter(row_1d, requires_grad=False))
 
 
-def _each(text: sdxl.TextParts) -> list[tuple[str, Any, Any]]:
+def _each(text: TextParts) -> list[tuple[str, Any, Any]]:
     return list(zip(TOKEN_ROWS, text.tokenizers, text.encoders, strict=True))
 
 
 def _put(tokenizer: Any, encoder: Any, token: str, row_1d: nn.Parameter) -> None:
-    """Its number is the first free one. Pooling stays at the end token, which sdxl.load_text has set on the encoder:
+    """Its number is the first free one. Pooling stays at the end token, which load_text has set on the encoder:
     transformers would otherwise pool at the highest number, and all prompts with the new word would be alike."""
     # As normalised, because the tokenizer turns captions into small letters before it looks for it.
     if tokenizer.add_tokens([AddedToken(token, normalized=True)]) != 1:

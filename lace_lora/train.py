@@ -38,7 +38,7 @@ from lace_lora.adapter import Adapter
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
 from lace_lora.examples import Preprocess as Preprocess
-from lace_lora.families import folders, sdxl
+from lace_lora.families import folders, memory
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
 from lace_lora.launch import command as command
@@ -163,7 +163,7 @@ def _run_here(
         # Save: the adapter, also of a training that was stopped; and what its steps took, for the next plan.
         saved = _saved(plan, now, start)
     del parts, now
-    sdxl.give_back_memory()
+    memory.give_back_memory()
     return saved
 
 

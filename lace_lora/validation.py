@@ -11,8 +11,8 @@ from typing import Any
 
 from lace_lora import cache, schedule
 from lace_lora.config import Config
-from lace_lora.families import sdxl
 from lace_lora.families.quiet import quiet
+from lace_lora.families.seam import Encoded
 from lace_lora.losses import losses, question
 from lace_lora.parts import Parts, averaged
 from lace_lora.processes import Processes
@@ -91,13 +91,13 @@ def _loss(parts: Parts, encoded: cache.Cache, number: int, settings: Config) -> 
     chance = schedule.generator(settings.seed, "validation", sample.sha256)
     noise_BCHW = torch.randn((TIMES, *shape), generator=chance)
     within_B = (torch.arange(TIMES) + torch.rand(TIMES, generator=chance)) / TIMES
-    timesteps_B = (within_B * parts.noising.config.num_train_timesteps).long().to(parts.device)
+    times_B = parts.family.times(parts.noising, within_B).to(parts.device)
     batch = encoded.batch([(number, 0)], parts.device)
-    words = sdxl.Encoded(batch.text_BLD, batch.pooled_BP)
+    words = batch.words
     if parts.text is not None:
-        words = sdxl.encode_captions(parts.text, [sample.caption])
-    latents_BCHW = sdxl.scale_latents(batch.mean_BCHW, parts.sizes).expand(TIMES, -1, -1, -1)
-    same = sdxl.Encoded(words.text_BLD.expand(TIMES, -1, -1), words.pooled_BP.expand(TIMES, -1))
-    ids_BS = batch.time_ids_BS.expand(TIMES, -1)
-    asked = question(parts, latents_BCHW, noise_BCHW.to(parts.device), timesteps_B, same, ids_BS)
+        words = parts.family.encode_captions(parts.text, [sample.caption])
+    latents_BCHW = parts.family.scale_latents(batch.mean_BCHW, parts.sizes).expand(TIMES, -1, -1, -1)
+    same = Encoded(words.text_BLD.expand(TIMES, -1, -1), words.pooled_BP.expand(TIMES, -1))
+    ids_BS = batch.size_numbers_BS.expand(TIMES, -1)
+    asked = question(parts, latents_BCHW, noise_BCHW.to(parts.device), times_B, same, ids_BS)
     return losses(parts, asked, settings).mean()

@@ -13,7 +13,7 @@ from lace_lora import annotate, checkpoint, clashes, cloth, journal, queries, re
 from lace_lora.alternatives import literal
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
-from lace_lora.families import sdxl as family
+from lace_lora.families.layouts import layout
 from lace_lora.file_names import public_name
 from lace_lora.prompt_files import Asked
 from lace_lora.run_folder import RunFolder, SheetFolder
@@ -105,7 +105,7 @@ def pictures(config: Config, run: RunFolder, lora: adapters.Adapter, models: Mod
 
 def size_of(config: Config, lora: adapters.Adapter, base_model: str) -> tuple[int, int]:
     """Width and height: as set, else the side that the adapter learnt, else the base model's own."""
-    side = lora.facts.resolution or family.layout(base_model).side_px
+    side = lora.facts.resolution or layout(base_model).side_px
     return config.width or side, config.height or side
 
 

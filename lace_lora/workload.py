@@ -137,9 +137,10 @@ def cuts_a_picture(config: Config) -> int:
 
 
 def encoded_bytes(job: Job) -> float:
-    """All encoded pictures and captions: mean and deviation of 4 channels in fp32, 77 tokens in half precision."""
-    latents = 2 * 4 * 4 * job.cells * cuts_a_picture(job.config)
-    text = job.width * (77 * job.model.table["shape"]["cross_attention_dim"] + 1280)
+    """All encoded pictures and captions: mean and deviation of each channel in fp32, captions in half precision."""
+    kept = job.model.table["encoded"]
+    latents = 2 * 4 * kept["channels"] * job.cells * cuts_a_picture(job.config)
+    text = job.width * kept["caption"]
     classes = job.config.num_class_images if has_classes(job) else 0
     return job.pictures * (latents + text) + classes * 2 * latents
 
@@ -155,7 +156,7 @@ def stage(
     nf4_passes  through a base in 4 bits
     """
     is_small = job.config.quantization == "nf4" and nf4_passes
-    nf4_gb = nf4_passes * NF4_TRAFFIC * job.model.parameters("unet") / 1e9 if is_small else 0.0
+    nf4_gb = nf4_passes * NF4_TRAFFIC * job.model.parameters("denoiser") / 1e9 if is_small else 0.0
     work = Work(tflop, layers, is_fp32 or job.width == 4, nf4_gb, share)
     took, source = seconds(job, name, work)
     has_gpu = job.machine.gpu_name is not None
@@ -189,5 +190,6 @@ def seconds(job: Job, name: str, work: Work) -> tuple[float | None, str]:
 
 def _largest_part(job: Job, name: str) -> float:
     """Bytes of the largest network that a stage loads."""
-    part = {"encode pictures": "vae", "decode": "vae", "encode captions": "text", "refine": "refiner"}.get(name, "unet")
+    parts = {"encode pictures": "vae", "decode": "vae", "encode captions": "text", "refine": "refiner"}
+    part = parts.get(name, "denoiser")
     return job.model.weight_bytes(part, 4 if part == "vae" else job.width)

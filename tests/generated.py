@@ -116,6 +116,8 @@ LEVELS = {
     "suggest": 5,
     "caption_lint": 5,
     "cache_file": 5,
+    "cache_keys": 5,
+    "adapter_facts": 4,
     "adapter": 5,
     "archives": 2,
     "workflow": 1,

@@ -39,7 +39,7 @@ FACTS = AdapterFacts(
 
 
 def unet_of(model: Path) -> torch.nn.Module:
-    return sdxl.load_unet(str(model), torch.float32, "cpu")
+    return sdxl.load_denoiser(str(model), torch.float32, "cpu")
 
 
 def a_trained_state(model: Path, targets: str = "attention+ff", rank: int = RANK) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ def saved(tiny_sdxl: Path, tmp_path: Path) -> adapter.Adapter:
 def output_of(unet: torch.nn.Module) -> torch.Tensor:
     numbers = torch.Generator().manual_seed(0)
     noisy, text, pooled = (torch.randn(shape, generator=numbers) for shape in ((2, 4, 8, 8), (2, 77, 32), (2, 16)))
-    return sdxl.predict(unet, noisy, torch.tensor([10, 600]), text, pooled, torch.full((2, 6), 64.0))
+    return sdxl.predict(unet, noisy, torch.tensor([10, 600]), sdxl.Encoded(text, pooled), torch.full((2, 6), 64.0))
 
 
 # -- on the UNet --
@@ -81,7 +81,7 @@ def test_a_new_lora_changes_nothing_and_only_it_learns(tiny_sdxl: Path) -> None:
 
 def test_lora_parameters_are_float32_on_a_half_precision_base(tiny_sdxl: Path) -> None:
     """fp16 ones end in "Attempting to unscale FP16 gradients", or lose small updates."""
-    unet = sdxl.load_unet(str(tiny_sdxl), torch.bfloat16, "cpu")
+    unet = sdxl.load_denoiser(str(tiny_sdxl), torch.bfloat16, "cpu")
     found = adapter.attach(unet, "unet", adapter.Shape(RANK, ALPHA, "attention"), 0)
     assert {parameter.dtype for parameter in found.values()} == {torch.float32}
     assert sdxl.base_dtype(unet) == torch.bfloat16
@@ -325,9 +325,9 @@ def test_what_is_wrong_with_a_file_is_said(saved: adapter.Adapter, tmp_path: Pat
         adapter.load(bad)
     with safe_open(saved.path, framework="pt") as opened:
         header = opened.metadata()
-    flux = json.dumps(json.loads(header["lace_lora"]) | {"family": "flux"})
-    save_file(dict(saved.state), bad, {"lace_lora": flux})
-    with pytest.raises(AdapterError, match="is an adapter for flux, not for SDXL"):
+    other = json.dumps(json.loads(header["lace_lora"]) | {"family": "pixels"})
+    save_file(dict(saved.state), bad, {"lace_lora": other})
+    with pytest.raises(AdapterError, match="is an adapter for pixels, which cannot be used here"):
         adapter.load(bad)
     save_file(dict(saved.state), bad, {"lace_lora": json.dumps(json.loads(header["lace_lora"]) | {"rank": 8})})
     with pytest.raises(AdapterError, match="says rank 8, but"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from benchmarks import generate, generate_report, hardware, meters, model, tally, ways
 from lace_lora import coefficients
-from lace_lora.families import sdxl
+from lace_lora.families import memory
 from lace_lora.families.quiet import quiet
 from tests.conftest import read_pixels
 
@@ -25,7 +25,7 @@ OURS, ENSEMBLE = "ours", "diffusers, ensemble at 0.8"
 @pytest.fixture(autouse=True)
 def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage takes 0.3 s each time with all these libraries loaded."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
     for room in (ways, generate, meters):
         monkeypatch.setattr(room.gc, "collect", lambda: 0)
 
@@ -134,7 +134,7 @@ def test_sdxls_true_sizes_are_those_that_the_plan_knows() -> None:
     each = tally.gflop_a_row("sdxl", 1024, model.RANK)
     sizes = coefficients.of("stabilityai/stable-diffusion-xl-base-1.0")
     lora = 16 * 2 * sizes.table["training"]["attention"]["parameters_a_rank"] * 128 * 128 / 1e9  # at most, in GFLOP
-    plain = sizes.forward_flop("unet", 128 * 128) / 1e9
+    plain = sizes.forward_flop("denoiser", 128 * 128) / 1e9
     assert plain < each["base unet"] < plain + lora
     assert each["refiner unet"] == pytest.approx(sizes.forward_flop("refiner", 128 * 128) / 1e9, rel=0.001)
     assert each["text 1"] + each["text 2"] == pytest.approx(sizes.caption_flop() / 1e9, rel=0.001)

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lace_lora import cache, cache_file, cuts, near_duplicates, tensor_files
+from lace_lora import cache, cache_file, cache_keys, cuts, near_duplicates, tensor_files
 from lace_lora.cuts import Cutting
 from lace_lora.data_utils import Example, open_picture
 from lace_lora.errors import MachineError, ModelError, PicturesError, RunError
-from lace_lora.families import sdxl, vae
+from lace_lora.families import layouts, sdxl, vae
 from tests.conftest import draw_lace
 
 
@@ -70,9 +70,10 @@ def test_what_is_cached_is_what_encoding_gives(
             assert torch.equal(batch.mean_BCHW, mean_BCHW) and torch.equal(batch.std_BCHW, std_BCHW)
             assert made.latent_shape(number, variant) == tuple(mean_BCHW.shape[1:])
             told = [*cut.original_hw, *cut.crop_top_left, *cut.target_hw]
-            assert batch.time_ids_BS.tolist() == [told] and batch.time_ids_BS.dtype == torch.float32
+            assert batch.size_numbers_BS.tolist() == [told] and batch.size_numbers_BS.dtype == torch.float32
             words = sdxl.encode_captions(text, [sample.caption])
-            assert torch.equal(batch.text_BLD, words.text_BLD) and torch.equal(batch.pooled_BP, words.pooled_BP)
+            assert torch.equal(batch.words.text_BLD, words.text_BLD)
+            assert torch.equal(batch.words.pooled_BP, words.pooled_BP)
             assert batch.mean_BCHW.dtype == batch.std_BCHW.dtype == torch.float32
 
 
@@ -98,8 +99,10 @@ def test_a_batch_holds_its_picks_in_order(tiny_sdxl: Path, examples: list[Exampl
     together = made.batch(picks, "cpu")
     for place, pick in enumerate(picks):
         alone = made.batch([pick], "cpu")
-        for name in ("mean_BCHW", "std_BCHW", "text_BLD", "pooled_BP", "time_ids_BS"):
+        for name in ("mean_BCHW", "std_BCHW", "size_numbers_BS"):
             assert torch.equal(getattr(together, name)[place], getattr(alone, name)[0])
+        for name in ("text_BLD", "pooled_BP"):
+            assert torch.equal(getattr(together.words, name)[place], getattr(alone.words, name)[0])
 
 
 def test_only_what_is_new_is_encoded(
@@ -216,7 +219,7 @@ def test_damaged_weights_of_another_vae_are_a_sentence(tiny_sdxl: Path, tmp_path
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(ModelError, match="cannot be loaded .*Choose another vae_model"):
-        vae.load(str(tmp_path), sdxl.layout(str(tiny_sdxl)), torch.float32, "cpu")
+        vae.load(str(tmp_path), layouts.layout(str(tiny_sdxl)), torch.float32, "cpu")
 
 
 def test_a_distinct_caption_is_encoded_once(tiny_sdxl: Path, examples: list[Example], tmp_path: Path) -> None:
@@ -557,7 +560,7 @@ def test_a_cache_goes_to_the_gpu_where_it_fits_and_is_streamed_otherwise(
     streamed = made.to_device("meta", size - 1, said.append)
     assert all(tensor.device.type == "cpu" for tensor in streamed.entries.values())
     there = made.to_device("meta", size, said.append)
-    assert all(tensor.device.type == "meta" for tensor in [*there.entries.values(), *there.time_ids.values()])
+    assert all(tensor.device.type == "meta" for tensor in [*there.entries.values(), *there.size_numbers.values()])
     megabytes = f"{size / 2**20:.0f} MB"
     assert said == [
         f"cache     {megabytes} streamed ({megabytes} are free on the GPU)",
@@ -577,7 +580,7 @@ def test_some_samples_of_a_cache_are_a_cache(tiny_sdxl: Path, examples: list[Exa
     assert some.samples == (made.samples[4], made.samples[1])
     for place, number in enumerate((4, 1)):
         one, other = some.batch([(place, 1)], "cpu"), made.batch([(number, 1)], "cpu")
-        assert torch.equal(one.mean_BCHW, other.mean_BCHW) and torch.equal(one.text_BLD, other.text_BLD)
+        assert torch.equal(one.mean_BCHW, other.mean_BCHW) and torch.equal(one.words.text_BLD, other.words.text_BLD)
     digests = {some.samples[0].sha256, some.samples[1].sha256}
     assert {key.split("/")[2] for key in some.entries if key.startswith("latents")} == digests
 
@@ -608,10 +611,10 @@ def test_fingerprints_made_otherwise_are_made_anew(
     examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.fingerprints(examples[:2], tmp_path / "cache", [].append)
-    cache._fingerprint_kind.cache_clear()
+    cache_keys._fingerprint_kind.cache_clear()
     monkeypatch.setattr(near_duplicates, "fingerprint", lambda one: numpy.asarray(one.convert("L").resize((3, 3))))
     made = cache.fingerprints(examples[:2], tmp_path / "cache", [].append)
-    cache._fingerprint_kind.cache_clear()
+    cache_keys._fingerprint_kind.cache_clear()
     assert [one.shape for one in made] == [(3, 3)] * 2
 
 
@@ -619,4 +622,4 @@ def test_class_pictures_have_their_own_size(tiny_sdxl: Path, tmp_path: Path) -> 
     """L5: a picture that the base model drew tells of its own size, not of a photograph's."""
     Image.new("RGB", (64, 64), (90, 120, 30)).save(tmp_path / "class_0000.png")
     made = build([Example(tmp_path / "class_0000.png", "a photo of a painting")], tiny_sdxl, tmp_path / "cache", False)
-    assert made.batch([(0, 0)], "cpu").time_ids_BS.tolist() == [[64, 64, 0, 0, 64, 64]]
+    assert made.batch([(0, 0)], "cpu").size_numbers_BS.tolist() == [[64, 64, 0, 0, 64, 64]]

@@ -27,7 +27,7 @@ def test_a_swatch_is_learnt_encoded_anew_and_names_the_data(tiny_sdxl, lace_fold
     same = built(Example(tmp_path / "same.png", plain.caption), tiny_sdxl, tmp_path / "other")
     batches = [one.batch([(0, 0)], "cpu") for one in (first, second, third, same)]
     assert torch.equal(batches[1].mean_BCHW, batches[3].mean_BCHW) and torch.equal(
-        batches[1].time_ids_BS, batches[3].time_ids_BS
+        batches[1].size_numbers_BS, batches[3].size_numbers_BS
     )
     assert not torch.equal(batches[0].mean_BCHW, batches[1].mean_BCHW)
     assert torch.equal(batches[1].mean_BCHW, batches[2].mean_BCHW) and second.samples == third.samples

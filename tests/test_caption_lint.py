@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lace_lora import caption_lint
+from lace_lora import caption_lint, families
 from lace_lora.annotations import caption_fault
 from lace_lora.caption_lint import Finding, describe, lint, one_line, without_phrase
+from lace_lora.families import Reader
 
 TOKEN = "<myspecialstyle>"
 PROMPT = f"a photo of {TOKEN}"
@@ -44,6 +45,14 @@ class WordTokenizer:
         return [text] * (self.pieces - 1) + [f"{text}</w>"]
 
 
+def reading(*tokenizers: WordTokenizer) -> Reader:
+    """SDXL's reading with other tokenizers."""
+    return Reader(families.named("sdxl"), tokenizers)
+
+
+WORDS = reading(WordTokenizer())
+
+
 # The concept token
 
 
@@ -64,13 +73,12 @@ def test_a_word_of_its_own_does_not_warn(token):
 def test_with_the_models_tokenizers_any_word_that_it_reads_as_one_is_common():
     """C11: the small list does not hold it, the demo model's vocabulary does."""
     from lace_lora import demo
-    from lace_lora.families import sdxl
 
-    tokenizers = sdxl.load_tokenizers(str(demo.base_dir()))
+    reader = families.reader(str(demo.base_dir()))
     captions = ["a photo of gingham"]
     assert found(captions, "common word", concept_token="gingham") == []
-    assert len(found(captions, "common word", concept_token="gingham", tokenizers=tokenizers)) == 1
-    assert found([PROMPT], "common word", tokenizers=tokenizers) == []
+    assert len(found(captions, "common word", concept_token="gingham", reader=reader)) == 1
+    assert found([PROMPT], "common word", reader=reader) == []
 
 
 def test_a_missing_token_is_named_and_put_first():
@@ -119,18 +127,18 @@ def test_the_words_that_would_be_lost_are_named():
     """P4: 75 tokens fit; the words are counted by hand."""
     words = [f"word{number}" for number in range(80)]
     (finding,) = found({"a.jpg": " ".join(words), "b.jpg": " ".join(words[:75])}, "too long",
-                       tokenizers=[WordTokenizer()])  # fmt: skip
+                       reader=WORDS)  # fmt: skip
     assert finding.names == ("a.jpg",)
     assert finding.sentence.startswith("80 tokens, but 75 fit: the model would never see 'word75 word76 word77 word78 ")
-    assert found(["x"], "not checked", tokenizers=[WordTokenizer()]) == []
+    assert found(["x"], "not checked", reader=WORDS) == []
 
 
 def test_the_tokenizer_that_needs_most_decides_whichever_of_the_two_it_is():
     """P4."""
     words = " ".join(f"word{number}" for number in range(40))
-    assert found([words], "too long", tokenizers=[WordTokenizer()]) == []
-    for tokenizers in ([WordTokenizer(), WordTokenizer(2)], [WordTokenizer(2), WordTokenizer()]):
-        (finding,) = found([words], "too long", tokenizers=tokenizers)
+    assert found([words], "too long", reader=WORDS) == []
+    for reader in (reading(WordTokenizer(), WordTokenizer(2)), reading(WordTokenizer(2), WordTokenizer())):
+        (finding,) = found([words], "too long", reader=reader)
         assert "80 tokens" in finding.sentence and "'word37 word38 word39'" in finding.sentence
 
 
@@ -313,7 +321,7 @@ def test_good_captions_have_no_findings():
         f"{motif}.jpg": f"{TOKEN} a {motif} in {colour} on {ground}"
         for motif, colour, ground in zip(MOTIFS, colours, grounds, strict=True)
     }
-    assert lint(captions, concept_token=TOKEN, instance_prompt=PROMPT, tokenizers=[WordTokenizer()]) == ()
+    assert lint(captions, concept_token=TOKEN, instance_prompt=PROMPT, reader=WORDS) == ()
 
 
 def test_findings_are_described_a_line_each_in_columns():

@@ -77,7 +77,9 @@ def in_comfyui(folder: Path, unet: Any, lora: Path) -> tuple[dict[str, Any], dic
 
 @torch.no_grad()
 def ours(unet: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
-    return sdxl.predict(unet, given["noisy"], given["steps"], given["text"], given["pooled"], given["sizes"])
+    return sdxl.predict(
+        unet, given["noisy"], given["steps"], sdxl.Encoded(given["text"], given["pooled"]), given["sizes"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["attention", "attention+ff", "attention+ff+conv"])

@@ -89,7 +89,7 @@ def test_a_cpu_is_as_fast_as_its_cores_and_an_unknown_gpu_is_not_guessed():
 def test_the_plan_draws_as_many_designs_at_once_as_the_stages_do(tiny_sdxl):
     """C14: one number for both."""
     for machine in (T4, A100, LAPTOP):
-        px = batches.family.layout(str(tiny_sdxl)).downscale
+        px = batches.layout(str(tiny_sdxl)).downscale
         cells = (128 // px) * (96 // px)
         assert batches.batch_size(str(tiny_sdxl), 128, 96, machine) == throughput.pictures_at_once(cells, machine)
     assert throughput.pictures_at_once(128 * 128, T4) == 1 and throughput.pictures_at_once(128 * 128, A100) == 4

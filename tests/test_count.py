@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import count
 from lace_lora import coefficients
+from lace_lora.families import known
 
-DEMO, SDXL = count.shipped()["demo"], count.SDXL
+DEMO, SDXL, SD15 = (count.shipped()[name] for name in ("demo", "sdxl", "sd15"))
 SIZES = {"512": (64, 64), "768": (96, 96), "1024": (128, 128), "832 × 1216": (104, 152)}  # latent cells, height × width
 
 
@@ -30,8 +31,8 @@ def by_pytorch(work):
 
 def of_step(what, name, targets, mode, rank, height, width):
     """One training step counted now, and what the table says of it."""
-    unet, learnt = count.unet_with_lora(what.unet, targets, mode, rank)
-    found = count.measured(unet, count.unet_pass(unet, height, width, what.pooled), learns=True)
+    denoiser, learnt = count.denoiser_with_lora(what, targets, mode, rank)
+    found = count.measured(denoiser, count.denoiser_pass(what, denoiser, height, width), learns=True)
     shipped = table(name)
     assert learnt == shipped.lora_parameters(targets, rank, False)
     return found, (
@@ -51,11 +52,11 @@ def test_the_demos_coefficients_are_those_of_its_architecture(targets, mode):
 
 def test_the_table_that_ships_is_the_one_that_is_counted():
     """C14: parts that are counted in a second, of the demo; the whole is the test marked slow."""
-    unet, vae = count.unet_of(DEMO.unet), count.vae_of(DEMO.vae)
+    unet, vae = count.denoiser_of(*DEMO.denoiser), count.vae_of(DEMO.vae)
     shipped = coefficients.shipped("demo")
-    assert count._weights(unet).items() <= shipped["unet"].items()
+    assert count._weights(unet).items() <= shipped["denoiser"].items()
     assert count._weights(vae).items() <= shipped["vae"].items()
-    assert [count._text(config, number == 1) for number, config in enumerate(DEMO.text)] == shipped["text"]
+    assert count.text_rows(DEMO) == shipped["text"]
     assert count.training(DEMO, "up_blocks", "full") == shipped["training"]["up_blocks"]["full"]
 
 
@@ -72,9 +73,9 @@ def test_sdxls_passes_agree_with_pytorchs_own_counter(size):
     """C14, within 1 %: base, refiner, both text encoders and both ways through the VAE."""
     height, width = SIZES[size]
     cells, shipped = height * width, table("sdxl")
-    for part, config in (("unet", SDXL.unet), ("refiner", SDXL.refiner)):
-        module = count.unet_of(config)
-        pass_once = count.unet_pass(module, height, width)
+    for part, config in (("denoiser", SDXL.denoiser[1]), ("refiner", SDXL.refiner)):
+        module = count.denoiser_of(SDXL.denoiser[0], config)
+        pass_once = count.denoiser_pass(SDXL, module, height, width)
         assert shipped.forward_flop(part, cells) == pytest.approx(by_pytorch(pass_once), rel=0.001), part
         held = count.measured(module, pass_once).peak
         assert shipped.forward_bytes(part, cells, 2) == pytest.approx(held, rel=0.01), part
@@ -84,7 +85,7 @@ def test_sdxls_passes_agree_with_pytorchs_own_counter(size):
         pass_once = count.vae_pass(vae, way, height, width)
         assert shipped.vae_flop(way, cells) == pytest.approx(by_pytorch(pass_once), rel=0.001), way
         assert shipped.vae_bytes(way, cells, 2) == pytest.approx(count.measured(vae, pass_once).peak, rel=0.01), way
-    texts = [count.text_of(config, number == 1)[0] for number, config in enumerate(SDXL.text)]
+    texts = [count.text_of(kind, config)[0] for kind, config, _ in SDXL.text]
     assert shipped.caption_flop() == pytest.approx(sum(by_pytorch(count.text_pass(one)) for one in texts), rel=0.001)
     assert shipped.parameters("text") == sum(one.numel() for text in texts for one in text.parameters())
 
@@ -94,6 +95,42 @@ def test_an_sdxl_step_is_what_was_counted():
     found, (flop, peak) = of_step(SDXL, "sdxl", "attention", "none", 4, 64, 96)
     assert flop == pytest.approx(found.flop, rel=1e-4)
     assert peak == pytest.approx(found.peak, rel=0.01)
+
+
+def test_an_sd15_step_is_what_was_counted():
+    """C14, P20: the same of Stable Diffusion 1.5."""
+    found, (flop, peak) = of_step(SD15, "sd15", "attention", "none", 4, 64, 96)
+    assert flop == pytest.approx(found.flop, rel=1e-4)
+    assert peak == pytest.approx(found.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["sd35-medium", pytest.param("sd35-large", marks=pytest.mark.slow),
+                                  pytest.param("flux", marks=pytest.mark.slow)])  # fmt: skip
+def test_a_step_of_flow_is_what_was_counted(name):
+    """C14, P20: the same of SD 3.5 and Flux; the two larger ones take half a minute each."""
+    found, (flop, peak) = of_step(known.ALL[name], name, "attention", "none", 4, 64, 96)
+    assert flop == pytest.approx(found.flop, rel=1e-4)
+    assert peak == pytest.approx(found.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["sd35-medium", "flux"])
+def test_a_picture_of_flow_takes_what_was_counted(name):
+    """C14: one pass of the true transformer at a size that the table was not made from, and all text encoders."""
+    what, shipped = known.ALL[name], table(name)
+    denoiser = count.denoiser_of(*what.denoiser)
+    found = count.measured(denoiser, count.denoiser_pass(what, denoiser, 64, 96))
+    assert shipped.forward_flop("denoiser", 64 * 96) == pytest.approx(found.flop, rel=1e-5)
+    assert shipped.forward_bytes("denoiser", 64 * 96, 2) == pytest.approx(found.peak, rel=0.05)  # of 70 MB
+    assert (count.encoded(what), count.guided_rows(what)) == (shipped.table["encoded"], shipped.guided_rows)
+
+
+@pytest.mark.parametrize("name", known.ALL)
+def test_a_known_model_is_planned_for_by_its_name_alone(name):
+    """P20: with its own table, before anything of it is fetched."""
+    for model in known.ALL[name].models:
+        found = coefficients.of(model)
+        assert (found.name, found.is_counted) == (name, True)
+        assert known.family_of(model) == known.ALL[name].family and known.side_px(model) == known.ALL[name].side_px
 
 
 @pytest.mark.slow

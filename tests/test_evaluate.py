@@ -25,7 +25,7 @@ from lace_lora.config import Config, load
 from lace_lora.demo import draw
 from lace_lora.embedders import Embedder
 from lace_lora.errors import AdapterError, ModelError, RunError
-from lace_lora.families import sdxl
+from lace_lora.families import memory
 from lace_lora.image_files import open_picture
 from lace_lora.run_folder import RunFolder
 from lace_lora.scores import Evaluation
@@ -66,7 +66,7 @@ def evaluated(trained: Config) -> Config:
 @pytest.fixture
 def config(evaluated: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """The evaluated run in a folder of its own."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
     shutil.copytree(evaluated.lora_output_dir, tmp_path / "out")
     return evaluated.model_copy(update={"lora_output_dir": str(tmp_path / "out")})
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lace_lora.errors import ModelError
-from lace_lora.families import folders, sdxl
+from lace_lora.families import folders, layouts, sdxl
 from lace_lora.families.quiet import quiet
 from tests.conftest import build_tiny_sdxl, unet_config
 
@@ -99,9 +99,9 @@ def test_latents_are_the_vaes_own_and_scaling_is_undone_exactly(tiny_sdxl: Path)
         posterior = vae.encode(pixels_BCHW).latent_dist
     assert torch.equal(mean_BCHW, posterior.mean) and torch.equal(std_BCHW, posterior.std)
     assert mean_BCHW.shape == (1, 4, 8, 12)
-    sizes = sdxl.layout(str(tiny_sdxl))
+    sizes = layouts.layout(str(tiny_sdxl))
     assert torch.equal(sdxl.scale_latents(mean_BCHW, sizes), mean_BCHW * 0.13025)
-    shifted = folders.Layout(**vars(sizes) | {"latents_mean": (1.0, 2.0, 3.0, 4.0), "latents_std": (2.0,) * 4})
+    shifted = layouts.Layout(**vars(sizes) | {"latents_mean": (1.0, 2.0, 3.0, 4.0), "latents_std": (2.0,) * 4})
     back_BCHW = sdxl.unscale_latents(sdxl.scale_latents(mean_BCHW, shifted), shifted)
     assert torch.allclose(back_BCHW, mean_BCHW, atol=1e-6)
 
@@ -111,7 +111,7 @@ def test_latents_are_the_vaes_own_and_scaling_is_undone_exactly(tiny_sdxl: Path)
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_noise_and_target_are_those_of_ddpm(kind: str, tiny_sdxl: Path, tiny_sdxl_v: Path) -> None:
-    scheduler = sdxl.training_scheduler(str(tiny_sdxl if kind == "epsilon" else tiny_sdxl_v))
+    scheduler = sdxl.noising(str(tiny_sdxl if kind == "epsilon" else tiny_sdxl_v))
     oracle = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
     latents_BCHW, noise_BCHW = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     times_B = torch.tensor([0, 1, 500, 900, 999])
@@ -126,47 +126,47 @@ def test_training_never_noises_with_the_sampler_that_the_model_ships(tiny_sdxl: 
     zeros_BCHW, noise_BCHW = torch.zeros(1, 4, 32, 32), torch.randn(1, 4, 32, 32)
     at_900 = torch.tensor([900])
     euler = shipped.add_noise(zeros_BCHW, noise_BCHW, shipped.timesteps[(shipped.timesteps - 900).abs().argmin()][None])
-    ours = sdxl.add_noise(sdxl.training_scheduler(str(tiny_sdxl)), zeros_BCHW, noise_BCHW, at_900)
+    ours = sdxl.add_noise(sdxl.noising(str(tiny_sdxl)), zeros_BCHW, noise_BCHW, at_900)
     assert euler.std() > 5 and ours.std() < 1.1
 
 
 def test_min_snr_weights_are_those_of_the_paper(tiny_sdxl: Path, tiny_sdxl_v: Path) -> None:
     times_B = torch.arange(1000)
     for model, divisor in ((tiny_sdxl, 0.0), (tiny_sdxl_v, 1.0)):
-        scheduler = sdxl.training_scheduler(str(model))
+        scheduler = sdxl.noising(str(model))
         alphas_B = scheduler.alphas_cumprod
         snr_B = alphas_B / (1 - alphas_B)
-        weights_B = sdxl.min_snr(scheduler, times_B, 5.0)
+        weights_B = sdxl.weights(scheduler, times_B, 5.0)
         assert torch.allclose(weights_B, torch.minimum(snr_B, torch.tensor(5.0)) / (snr_B + divisor))
-        assert torch.equal(sdxl.min_snr(scheduler, times_B, 0.0), torch.ones(1000))
-    assert sdxl.min_snr(sdxl.training_scheduler(str(tiny_sdxl)), times_B, 5.0).mean() == pytest.approx(0.917, abs=0.001)
+        assert torch.equal(sdxl.weights(scheduler, times_B, 0.0), torch.ones(1000))
+    assert sdxl.weights(sdxl.noising(str(tiny_sdxl)), times_B, 5.0).mean() == pytest.approx(0.917, abs=0.001)
 
 
 def test_one_time_for_each_image_is_asked_for(tiny_sdxl: Path) -> None:
-    scheduler = sdxl.training_scheduler(str(tiny_sdxl))
+    scheduler = sdxl.noising(str(tiny_sdxl))
     with pytest.raises(ValueError, match="one time per image: got 1 for 2"):
         sdxl.add_noise(scheduler, torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8), torch.tensor([3]))
 
 
 def test_size_numbers_reach_the_sinusoid_in_float32(tiny_sdxl: Path) -> None:
     """bfloat16 has no 1333, only 1328 and 1336, which turns the fastest sinusoid by half a circle."""
-    unet = sdxl.load_unet(str(tiny_sdxl), torch.bfloat16, "cpu")
+    unet = sdxl.load_denoiser(str(tiny_sdxl), torch.bfloat16, "cpu")
     seen: list[torch.Tensor] = []
     unet.add_time_proj.register_forward_hook(lambda _, __, output: seen.append(output))
-    ids_BS = sdxl.time_ids((1333, 1024), (0, 0), (1024, 1024))[None]
-    zeros = torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.zeros(1, 77, 32), torch.zeros(1, 16)
+    ids_BS = sdxl.size_numbers((1333, 1024), (0, 0), (1024, 1024))[None]
+    zeros = torch.zeros(1, 4, 8, 8), torch.tensor([5]), sdxl.Encoded(torch.zeros(1, 77, 32), torch.zeros(1, 16))
     prediction_BCHW = sdxl.predict(unet, *zeros, ids_BS)
     assert prediction_BCHW.dtype == torch.float32
-    exact = sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu").add_time_proj(ids_BS.flatten())
+    exact = sdxl.load_denoiser(str(tiny_sdxl), torch.float32, "cpu").add_time_proj(ids_BS.flatten())
     assert seen[0].dtype == torch.float32 and torch.equal(seen[0], exact)
 
 
 def test_prediction_is_the_unets_own(tiny_sdxl: Path) -> None:
-    unet = sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu")
+    unet = sdxl.load_denoiser(str(tiny_sdxl), torch.float32, "cpu")
     noisy_BCHW, text_BLD, pooled_BP = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32), torch.randn(2, 16)
     ids_BS = torch.tensor([[64.0, 80, 0, 8, 64, 64]] * 2)
     with torch.no_grad():
-        ours = sdxl.predict(unet, noisy_BCHW, torch.tensor([3, 700]), text_BLD, pooled_BP, ids_BS)
+        ours = sdxl.predict(unet, noisy_BCHW, torch.tensor([3, 700]), sdxl.Encoded(text_BLD, pooled_BP), ids_BS)
         conditions = {"text_embeds": pooled_BP, "time_ids": ids_BS}
         theirs = unet(noisy_BCHW, torch.tensor([3, 700]), text_BLD, added_cond_kwargs=conditions).sample
     assert torch.equal(ours, theirs)
@@ -176,17 +176,17 @@ def test_prediction_is_the_unets_own(tiny_sdxl: Path) -> None:
 
 
 def test_layout_reads_sizes_from_the_configs(tiny_sdxl: Path, tiny_sdxl_v: Path, tiny_refiner: Path) -> None:
-    base, refiner = sdxl.layout(str(tiny_sdxl)), sdxl.layout(str(tiny_refiner))
+    base, refiner = layouts.layout(str(tiny_sdxl)), layouts.layout(str(tiny_refiner))
     assert (base.latent_channels, base.downscale, base.pixel_step, base.side_px, base.text_width) == (4, 8, 32, 64, 32)
     assert (base.is_refiner, refiner.is_refiner) == (False, True)
-    assert sdxl.layout(str(tiny_sdxl_v)).prediction_type == "v_prediction"
+    assert layouts.layout(str(tiny_sdxl_v)).prediction_type == "v_prediction"
 
 
 @pytest.mark.parametrize("name", ["/nowhere/sdxl", "./sdxl", "models/here/sdxl", "sdxl-folder"])
 def test_a_missing_local_folder_is_said_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "_snapshot", lambda _: pytest.fail("looked up on the network"))
     with pytest.raises(ModelError, match="No model folder .*Give an existing folder"):
-        sdxl.model_folder(name)
+        folders.model_folder(name)
 
 
 def test_a_hub_model_that_is_not_here_gives_the_command_to_type(tmp_path: Path) -> None:
@@ -267,8 +267,8 @@ def test_fetching_takes_what_is_read_and_no_more(monkeypatch: pytest.MonkeyPatch
 def test_fp16_files_are_read_where_they_are_the_only_ones(tiny_sdxl: Path, tmp_path: Path) -> None:
     half = build_tiny_sdxl(tmp_path / "half", variant="fp16")
     assert list((half / "unet").glob("*.safetensors"))[0].name == "diffusion_pytorch_model.fp16.safetensors"
-    plain = sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu")
-    ours = sdxl.load_unet(str(half), torch.float32, "cpu")
+    plain = sdxl.load_denoiser(str(tiny_sdxl), torch.float32, "cpu")
+    ours = sdxl.load_denoiser(str(half), torch.float32, "cpu")
     assert torch.equal(ours.conv_in.weight, plain.conv_in.weight)
     assert len(sdxl.load_text(str(half), torch.float32, "cpu").encoders) == 2
     assert folders.weight_variant(tiny_sdxl / "unet", wants_half=True) is None
@@ -291,42 +291,42 @@ def test_what_is_wrong_with_a_folder_is_named(tiny_sdxl: Path, tmp_path: Path) -
     no_unet = copy_of(tiny_sdxl, tmp_path / "no_unet")
     shutil.rmtree(no_unet / "unet")
     with pytest.raises(ModelError, match="not a complete model in the diffusers layout: unet missing"):
-        sdxl.load_unet(str(no_unet), torch.float32, "cpu")
+        sdxl.load_denoiser(str(no_unet), torch.float32, "cpu")
 
     pickled = copy_of(tiny_sdxl, tmp_path / "pickled")
     (pickled / "unet" / "diffusion_pytorch_model.safetensors").rename(pickled / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ModelError, match=r"No .safetensors weights .*\.bin files are not read"):
-        sdxl.load_unet(str(pickled), torch.float32, "cpu")
+        sdxl.load_denoiser(str(pickled), torch.float32, "cpu")
 
     cut_off = copy_of(tiny_sdxl, tmp_path / "cut_off")
     weights = cut_off / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="unet cannot be loaded .*damaged or of another model"):
-        sdxl.load_unet(str(cut_off), torch.float32, "cpu")
+        sdxl.load_denoiser(str(cut_off), torch.float32, "cpu")
 
     deeper = copy_of(tiny_sdxl, tmp_path / "deeper")
     change_json(deeper / "unet" / "config.json", transformer_layers_per_block=[1, 1, 3])
     with pytest.raises(ModelError, match="does not hold all weights that its config promises"):
-        sdxl.load_unet(str(deeper), torch.float32, "cpu")
+        sdxl.load_denoiser(str(deeper), torch.float32, "cpu")
 
-    sd15 = copy_of(tiny_sdxl, tmp_path / "sd15")
-    change_json(sd15 / "unet" / "config.json", addition_embed_type=None)
-    with pytest.raises(ModelError, match="is not an SDXL model"):
-        sdxl.layout(str(sd15))
+    other = copy_of(tiny_sdxl, tmp_path / "other")
+    change_json(other / "unet" / "config.json", addition_embed_type=None)
+    with pytest.raises(ModelError, match="its unet is a UNet2DConditionModel. Choose a base model of: Stable Diff"):
+        layouts.layout(str(other))
 
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ModelError, match="is a single file; a folder in the diffusers layout"):
-        sdxl.model_folder(str(tmp_path / "model.safetensors"))
+        folders.model_folder(str(tmp_path / "model.safetensors"))
 
 
 def test_schedules_that_cannot_be_learnt_are_refused(tiny_sdxl: Path, tmp_path: Path) -> None:
     folder = copy_of(tiny_sdxl, tmp_path / "model")
     change_json(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
     with pytest.raises(ModelError, match="zero terminal SNR with epsilon prediction"):
-        sdxl.training_scheduler(str(folder))
+        sdxl.noising(str(folder))
     change_json(folder / "scheduler" / "scheduler_config.json", prediction_type="sample", rescale_betas_zero_snr=False)
     with pytest.raises(ModelError, match="predicts 'sample'; only epsilon and v_prediction"):
-        sdxl.training_scheduler(str(folder))
+        sdxl.noising(str(folder))
 
 
 # -- SDXL's true sizes, on the meta device --
@@ -359,7 +359,7 @@ def test_importing_and_loading_says_nothing(tiny_sdxl: Path) -> None:
     code = (
         "import torch; from lace_lora.families import sdxl; "
         f"model = {str(tiny_sdxl)!r}; "
-        "sdxl.load_unet(model, torch.float32, 'cpu'); sdxl.load_text(model, torch.float32, 'cpu')"
+        "sdxl.load_denoiser(model, torch.float32, 'cpu'); sdxl.load_text(model, torch.float32, 'cpu')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path.cwd(), check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -18,7 +18,7 @@ from lace_lora import adapter as adapters
 from lace_lora import candidates, cells, checkpoint, grid, inference, main, optimizers, pictures, train
 from lace_lora.config import Config, load
 from lace_lora.errors import AdapterError, LaceError, PicturesError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import memory, sdxl
 from lace_lora.run_folder import RunFolder
 from tests.conftest import draw_lace, read_pixels
 from tests.drawing import cut_at, seeds_drawn
@@ -35,7 +35,7 @@ TEXT = {"train_text_encoder": True, "learn_concept_token": True, "use_dora": Tru
 @pytest.fixture(autouse=True)
 def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage takes 0.3 s each time with all these libraries loaded."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
 
 
 def settings_of(tiny_sdxl: Path, photographs: Path, folder: Path, cache: Path, **more: Any) -> Config:
@@ -104,7 +104,7 @@ def pixels_of(made: grid.Grid) -> dict[tuple[int | None, float, int], bytes]:
 
 
 def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("load_unet", "load_vae", "load_text"):
+    for name in ("load_denoiser", "load_vae", "load_text"):
         monkeypatch.setattr(sdxl, name, None)
 
 
@@ -138,7 +138,7 @@ def test_P3_every_network_is_loaded_once_and_never_beside_another(
     """P3: two text encoders, the UNet and the VAE for two checkpoints at three strengths that change the words too."""
     config = settings_of(tiny_sdxl, photographs, tmp_path / "out", cache_dir, **TEXT)
     train.run(config, say=quietly)
-    monkeypatch.setattr(sdxl, "give_back_memory", gc.collect)
+    monkeypatch.setattr(memory, "give_back_memory", gc.collect)
     loaded = watch_networks(monkeypatch)
     made = quiet_run(config, seeds=[1, 2])
     assert len(loaded) == 4 and len(made.cells) == 2 * (1 + 2 * 2) and made.is_complete
@@ -158,18 +158,18 @@ def test_L16_a_unet_whose_lora_is_taken_off_is_bit_for_bit_as_loaded(
 ) -> None:
     """L16: whatever number format the file holds and is computed in; of a half and a plain file one is meant."""
     model = str(shutil.copytree(tiny_sdxl, tmp_path / "model"))
-    unet = sdxl.load_unet(model, torch.float32, "cpu")
+    unet = sdxl.load_denoiser(model, torch.float32, "cpu")
     adapters.attach(unet, "unet", adapters.Shape(4, 8, "attention+ff+conv"), 3)
     state = {name: torch.full_like(one, 0.1) for name, one in adapters.state_of({"unet": unet}).items()}
     lora = adapters.Adapter(adapters.AdapterFacts("sdxl", model, 4, 8, ()), state, tmp_path)
     if kept == torch.float16:
-        half = sdxl.load_unet(model, torch.float32, "cpu").half()
+        half = sdxl.load_denoiser(model, torch.float32, "cpu").half()
         half.save_pretrained(Path(model) / "unet", variant="fp16")
-    unet, fresh = (sdxl.load_unet(model, computed, "cpu") for _ in range(2))
+    unet, fresh = (sdxl.load_denoiser(model, computed, "cpu") for _ in range(2))
     own, changed = fresh.state_dict(), unet.state_dict()
     adapters.fuse(unet, lora, 0.3)
     assert sum(not torch.equal(changed[name], one) for name, one in own.items()) == len(state) // 2
-    cells._put_back(unet, model, lora)
+    cells._put_back(sdxl, unet, model, lora)
     assert all(torch.equal(changed[name], one) for name, one in own.items())
 
 

@@ -22,7 +22,7 @@ from lace_lora import between_stages, checkpoint, inference, order, pictures, pr
 from lace_lora.batches import batch_size
 from lace_lora.config import load
 from lace_lora.errors import AdapterError, MachineError, ModelError, RunError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import memory, sdxl
 from lace_lora.machine import Machine
 from tests.drawing import Asked, cut_at, files_of, picture_at, quiet_run, rows_of, settings_of
 from tests.test_stages import made_lora, watch_networks
@@ -31,7 +31,7 @@ from tests.test_stages import made_lora, watch_networks
 @pytest.fixture(autouse=True)
 def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage takes 0.3 s each time with all these libraries loaded."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_the_same_request_makes_nothing_again_and_another_takes_the_next_free_na
     before = files_of(first[0].path.parent)
     other = quiet_run(asked(num_images=2, prompts=("<lace> star",)))
     assert [one.path.parent.name for one in (first[0], other[0])] == ["sheet", "sheet-2"]
-    for name in ("load_unet", "load_vae", "load_text"):
+    for name in ("load_denoiser", "load_vae", "load_text"):
         monkeypatch.setattr(sdxl, name, None)
     again = quiet_run(asked(num_images=2))
     assert again == first and files_of(first[0].path.parent) == before
@@ -250,7 +250,7 @@ def test_L6_every_network_is_loaded_once_and_where_memory_is_short_never_beside_
     asked: Asked, batches_of_two: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inference.Shelf, "of", lambda *given: inference.Shelf(0))
-    monkeypatch.setattr(sdxl, "give_back_memory", gc.collect)
+    monkeypatch.setattr(memory, "give_back_memory", gc.collect)
     loaded = watch_networks(monkeypatch)
     assert len(quiet_run(asked())) == 6
     assert len(loaded) == 5  # two text encoders, base, refiner, VAE
@@ -273,7 +273,7 @@ def test_groups_of_batches_give_the_same_sheet(
     monkeypatch.setattr(production, "GROUP", 4)
     loads: list[str] = []
     monkeypatch.setattr(
-        sdxl, "load_unet", counting(sdxl.load_unet, lambda model, *rest: loads.append(Path(model).name))
+        sdxl, "load_denoiser", counting(sdxl.load_denoiser, lambda model, *rest: loads.append(Path(model).name))
     )
     quiet_run(asked(), shelf=inference.Shelf(0))
     assert loads == ["tiny-sdxl", "tiny-refiner"] * 2
@@ -427,7 +427,7 @@ def test_where_memory_runs_out_batches_are_halved_recorded_and_finished_alike(
     predict = sdxl.predict
 
     def short(unet: Any, cells: Any, *rest: Any) -> Any:
-        name = "refiner" if rest[-1].shape[-1] == 5 else "base"
+        name = "refiner" if rest[2].shape[-1] == 5 else "base"
         if len(cells) // 2 > fits[name]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(unet, cells, *rest)

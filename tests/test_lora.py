@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from lace_lora import adapter, lora, tokens
 from lace_lora.adapter import AdapterFacts, Shape
 from lace_lora.errors import AdapterError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import clip, sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
 from tests.test_adapter import output_of, set_state, sgm_name
@@ -58,7 +58,7 @@ def facts_of(model: Path, shape: Shape, **more: Any) -> AdapterFacts:
 
 
 def unet_of(model: Path) -> Any:
-    return sdxl.load_unet(str(model), torch.float32, "cpu")
+    return sdxl.load_denoiser(str(model), torch.float32, "cpu")
 
 
 @pytest.fixture(params=KINDS)
@@ -274,7 +274,7 @@ def test_learnt_rows_are_kept_apart_and_load_as_a_textual_inversion(
 
     pipeline = load_pipeline(tiny_sdxl)
     for encoder, tokenizer in zip((pipeline.text_encoder, pipeline.text_encoder_2), text.tokenizers, strict=True):
-        sdxl._set_end_token(encoder, tokenizer.eos_token_id)
+        clip.set_end_token(encoder, tokenizer.eos_token_id)
     with quiet():
         pipeline.load_textual_inversion(
             kept["clip_l"], token=TOKEN, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lace_lora import painting
 from lace_lora.errors import MachineError
-from lace_lora.families import sdxl
+from lace_lora.families import memory, sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.mishaps import OutOfMemory
 from lace_lora.shelf import Shelf
@@ -29,7 +29,7 @@ SMALL, LARGE = 1.0, 200.0  # latents that the touchy VAE below can paint in fp16
 @pytest.fixture(autouse=True)
 def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage takes 0.3 s each time with all these libraries loaded."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
 
 
 def with_vae(base: Path, folder: Path, change: Callable[[Any], None] = lambda vae: None, **config: Any) -> str:

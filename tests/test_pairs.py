@@ -8,7 +8,7 @@ import pytest
 from lace_lora import candidates, evaluate, exhibits, grid, pairs, pictures, train
 from lace_lora.config import Config
 from lace_lora.errors import PicturesError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import memory
 from lace_lora.run_folder import RunFolder
 from tests.conftest import draw_lace, draw_threads
 from tests.drawing import seeds_drawn
@@ -42,7 +42,7 @@ def trained(tiny_sdxl: Path, photographs: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def config(trained: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """The same run in a folder of its own, to be evaluated with four pairs."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
     shutil.copytree(trained.lora_output_dir, tmp_path / "out")
     changes = {"num_evaluated": 4, "lora_output_dir": str(tmp_path / "out"), "plain_prompts": ("a chair",)}
     return trained.model_copy(update=changes)

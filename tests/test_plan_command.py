@@ -59,7 +59,7 @@ def test_json_is_for_other_programs(capsys):
 @pytest.mark.parametrize(("words", "sentence"), [
     (("--gpu", "A1000"), "did you mean A100"),
     (("--compare", "fast,lace-t5"), "did you mean lace-t4?"),
-    (("--preset", "sd15", "--gpu", "T4"), "which Lace LoRA cannot train yet"),
+    (("--preset", "sd15", "--refine", "img2img", "--gpu", "T4"), "has no refiner. Set refine none"),
 ])  # fmt: skip
 def test_a_wrong_word_has_its_sentence(capsys, words, sentence):
     """L9, C7."""

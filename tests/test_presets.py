@@ -37,18 +37,59 @@ def test_the_presets_have_the_numbers_that_were_asked_for():
     ]  # fmt: skip
 
 
-def test_presets_of_other_families_have_their_numbers_and_are_refused_until_they_can_be_trained(tmp_path):
+def test_presets_of_other_families_have_their_numbers():
     """C7."""
     sd15 = presets.read("sd15")
-    assert sd15.settings == {
-        "rank": 16, "alpha": 16, "resolution": 512, "num_train_epochs": 15, "mixed_precision": "fp16",
-    }  # fmt: skip
+    numbers = {"rank": 16, "alpha": 16, "resolution": 512, "num_train_epochs": 15, "mixed_precision": "fp16"}
+    assert numbers.items() <= sd15.settings.items() and sd15.family == "sd15"
     assert presets.read("flux").settings["resolution"] == presets.read("sd35").settings["resolution"] == 1024
     assert presets.read("high_quality").settings["train_text_encoder"] is True
-    for name, family in presets.FAMILIES.items():
-        with pytest.raises(SettingsError, match=f"is for {family}, which Lace LoRA cannot train yet"):
-            presets.settle(given(tmp_path, preset=name), T4)
-    assert {name for name in presets.names() if presets.read(name).family != "sdxl"} == set(presets.FAMILIES)
+    assert {name for name in presets.names() if presets.read(name).family != "sdxl"} == {"sd15", "sd35", "flux"}
+
+
+def planned(config, machine=T4):
+    """The plan for 250 pictures, with what it chose, by setting."""
+    found = estimate.plan(presets.settle(config, machine), machine, 250)
+    return found, {one.setting: one for one in found.choices}
+
+
+def test_a_preset_of_another_family_brings_its_model_although_every_file_names_sdxls(tmp_path):
+    """C7, P20: planned by its own table while nothing of it is here; no refiner is chosen and said."""
+    text = "pretrained_model: stabilityai/stable-diffusion-xl-base-1.0\nresolution: auto\n"
+    found, chosen = planned(given(tmp_path, text, preset="sd15"))
+    assert found.config.pretrained_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (found.job.model.name, found.is_counted, found.config.resolution) == ("sd15", True, 512)
+    assert chosen["refine"].value == "none" and chosen["refine"].why == "Stable Diffusion 1.5 or 2 has no refiner"
+    assert [name for name, _ in found.downloads] == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+    assert found.fits and found.vram_gb < 6
+
+
+def test_what_a_family_cannot_do_is_refused_where_a_person_asked_for_it(tmp_path):
+    """P20: before anything is loaded or fetched."""
+    for setting, value, sentence in (
+        ("refine", "ensemble", "refine is ensemble, but Stable Diffusion 1.5 or 2 has no refiner. Set refine none."),
+        (
+            "learn_concept_token",
+            True,
+            "learn_concept_token is true, but .* cannot learn a new word here, only SDXL can",
+        ),
+    ):
+        with pytest.raises(SettingsError, match=sentence):
+            planned(given(tmp_path, preset="sd15", **{setting: value}))
+
+
+def test_a_preset_for_one_family_is_refused_beside_a_model_of_another(tmp_path):
+    """C7."""
+    sdxl = "stabilityai/stable-diffusion-xl-base-1.0"
+    with pytest.raises(SettingsError, match="preset sd15 is for Stable Diffusion 1.5 or 2, and pretrained_model sta"):
+        planned(given(tmp_path, preset="sd15", pretrained_model=sdxl))
+
+
+def test_the_machines_preset_learns_another_family_at_its_own_size(tmp_path):
+    """C7: 1024 px are SDXL's."""
+    found, chosen = planned(given(tmp_path, pretrained_model="stable-diffusion-v1-5/stable-diffusion-v1-5"))
+    assert (found.preset, found.config.resolution) == ("lace-t4", 512)
+    assert chosen["resolution"].why == "the size that the base model was trained at"
 
 
 @pytest.mark.parametrize("name", ["lace-t4", "lace-t4-qlora", "fast", "high_quality", "style-blocks"])

@@ -44,7 +44,7 @@ def layers_of(unet: Any) -> dict[str, Any]:
 
 
 def load(model: Path, cache: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return quantize.load_unet_nf4(str(model), dtype, "cpu", cache, quietly)
+    return quantize.load_nf4(str(model), dtype, "cpu", cache, quietly)
 
 
 def answer(unet: Any) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_a_layer_computes_with_its_dequantised_weights(wide_sdxl: Path, tmp_path
 
 def test_memory_is_half_a_byte_a_number_and_a_little(wide_sdxl: Path, tmp_path: Path) -> None:
     """P29: what is planned from shapes is what is there."""
-    whole = sdxl.load_unet(str(wide_sdxl), torch.float32, "cpu")
+    whole = sdxl.load_denoiser(str(wide_sdxl), torch.float32, "cpu")
     unet = load(wide_sdxl, tmp_path)
     assert quantize.planned_gib(whole, 4) == pytest.approx(quantize.size_gib(unet), rel=0.02)
     layer = next(iter(layers_of(unet).values()))
@@ -92,7 +92,7 @@ def test_the_kept_file_is_quantising_afresh_bit_for_bit(
     fresh = load(wide_sdxl, tmp_path)
     expected = answer(fresh)
     with monkeypatch.context() as patch:
-        patch.setattr(sdxl, "load_unet", lambda *_: pytest.fail("read the whole UNet"))
+        patch.setattr(sdxl, "load_denoiser", lambda *_: pytest.fail("read the whole UNet"))
         kept = load(wide_sdxl, tmp_path)
     assert layers_of(kept).keys() == layers_of(fresh).keys()
     for name, tensor in fresh.state_dict().items():
@@ -105,12 +105,12 @@ def test_the_kept_file_is_quantising_afresh_bit_for_bit(
 
 def test_a_damaged_file_is_passed_over_with_a_sentence(wide_sdxl: Path, tmp_path: Path) -> None:
     expected = answer(load(wide_sdxl, tmp_path))
-    file = quantize.kept_folder(str(wide_sdxl), torch.float32, tmp_path) / quantize.FILE
+    file = quantize.kept_folder(str(wide_sdxl), torch.float32, tmp_path) / quantize.file_name(str(wide_sdxl))
     data = bytearray(file.read_bytes())
     data[-9] ^= 1
     file.write_bytes(bytes(data))
     said: list[str] = []
-    again = quantize.load_unet_nf4(str(wide_sdxl), torch.float32, "cpu", tmp_path, said.append)
+    again = quantize.load_nf4(str(wide_sdxl), torch.float32, "cpu", tmp_path, said.append)
     assert "is passed over" in said[0] and torch.equal(answer(again), expected)
 
 
@@ -124,15 +124,15 @@ def test_a_lora_on_it_learns_and_loads_on_the_unquantised_base(
                 "train_batch_size": 4, "lora_targets": "attention+ff"}
     )  # fmt: skip
     made, encoded = parts_and_pictures(changed, dtype)
-    assert layers_of(made.unet), "PEFT wraps the 4-bit layers"
+    assert layers_of(made.denoiser), "PEFT wraps the 4-bit layers"
     seen = []
     for step in steps.steps(made, encoded, None, changed, 0):
         seen.append(step.loss)
         if step.number == 2 and dtype == torch.float32:
-            answer(made.unet)
+            answer(made.denoiser)
     assert sum(seen[-8:]) < sum(seen[:8])
     trained = {id(parameter) for parameter in made.parameters.values()}
-    assert all(id(one) in trained for one in made.unet.parameters() if one.requires_grad)
+    assert all(id(one) in trained for one in made.denoiser.parameters() if one.requires_grad)
     # On the unquantised base: what was learnt on 4 bits makes the same pictures' losses smaller there too.
     plain, pictures = parts_and_pictures(changed.model_copy(update={"quantization": "none"}))
     before = loss_over(plain, pictures, changed)

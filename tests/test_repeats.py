@@ -20,7 +20,7 @@ from lace_lora import adapter as adapters
 from lace_lora import demo, lean, repeats, sampling, stages
 from lace_lora.demo import draw
 from lace_lora.errors import ModelError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import memory, sdxl
 from lace_lora.sampling import Sampling
 
 SHIFTED = ("half-drop", "brick")
@@ -39,7 +39,7 @@ def parts(tiny_sdxl: Path, tiny_refiner: Path) -> dict[str, Part]:
 
     Steps of encoder and UNets are those of their coarsest level (8 px, 4 cells); encoder's cells out are given as -8.
     """
-    base, refiner = (sdxl.load_unet(str(model), torch.float32, "cpu") for model in (tiny_sdxl, tiny_refiner))
+    base, refiner = (sdxl.load_denoiser(str(model), torch.float32, "cpu") for model in (tiny_sdxl, tiny_refiner))
     vae = sdxl.load_vae(str(tiny_sdxl), torch.float32, "cpu")
     latents, pixels = drawn(2, 4, 16, 24), drawn(1, 3, 64, 96)
     return {
@@ -60,7 +60,7 @@ def predicted(unet: nn.Module, width: int, numbers: int, latents_BCHW: Tensor) -
     text, pooled = drawn(count, 77, width, seed=1), drawn(count, 16, seed=2)
     ids = torch.tensor([192.0, 128, 0, 0, 128, 192])[:numbers].repeat(count, 1)
     with torch.no_grad():
-        return sdxl.predict(unet, latents_BCHW, torch.tensor([700, 30])[:count], text, pooled, ids)
+        return sdxl.predict(unet, latents_BCHW, torch.tensor([700, 30])[:count], sdxl.Encoded(text, pooled), ids)
 
 
 def decoded(vae: Any, latents_BCHW: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def test_a_network_that_pads_in_its_own_way_is_refused(odd: nn.Module) -> None:
 def with_lora(tiny_sdxl: Path) -> tuple[nn.Module, nn.Module]:
     """The same LoRA, of convolutions too, unfused with lean layers and fused."""
     shape = adapters.Shape(4, 8, "attention+ff+conv")
-    unfused, fused = (sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu") for _ in range(2))
+    unfused, fused = (sdxl.load_denoiser(str(tiny_sdxl), torch.float32, "cpu") for _ in range(2))
     adapters.attach(unfused, "unet", shape, 3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -502,7 +502,7 @@ def repeating(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[repeats.Rep
     with ExitStack() as stack:
 
         def repeat_all(repeat: repeats.Repeat) -> None:
-            for name, load in (("load_unet", sdxl.load_unet), ("load_vae", sdxl.load_vae)):
+            for name, load in (("load_denoiser", sdxl.load_denoiser), ("load_vae", sdxl.load_vae)):
                 monkeypatch.setattr(sdxl, name, partial(loaded, load, repeat))
 
         def loaded(load: Callable[..., Any], repeat: repeats.Repeat, *given: Any) -> Any:
@@ -510,7 +510,7 @@ def repeating(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[repeats.Rep
             stack.enter_context(repeats.padded(module, repeat))
             return module
 
-        monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+        monkeypatch.setattr(memory, "give_back_memory", lambda: None)
         yield repeat_all
 
 

@@ -109,13 +109,14 @@ def test_of_a_plain_and_a_mirrored_cut_the_mirrored_one_belongs_to_a_first_numbe
 def test_which_cut_is_looked_at_changes_nothing_else_that_is_drawn() -> None:
     """The numbers of a visit, by hand: the first is the cut's, then words, time, spread, noise, offset."""
     visit = Visit(3, 2, 1, 0)
-    drawn = schedule.draw(stream("aaaa", seed=7), visit, (4, 6, 8), 1000, 0.5, 0.1)
-    other = schedule.draw(stream("ffff", seed=7), Visit(3, 2, 1, 1), (4, 6, 8), 1000, 0.5, 0.1)
+    drawn = schedule.draw(stream("aaaa", seed=7), visit, (4, 6, 8), 0.5, 0.1)
+    other = schedule.draw(stream("ffff", seed=7), Visit(3, 2, 1, 1), (4, 6, 8), 0.5, 0.1)
     number = int.from_bytes(hashlib.sha256(b"7|pictures|2|1|3").digest()[:8], "big") >> 1
     chance = torch.Generator().manual_seed(number)
     _, wordless = torch.rand(2, generator=chance).tolist()
     assert drawn.is_wordless == other.is_wordless == (wordless < 0.5)
-    assert drawn.timestep == other.timestep == int(torch.randint(1000, (1,), generator=chance))
+    assert drawn.within == other.within and 0 < drawn.within < 1
+    assert int(drawn.within * 1000) == int(torch.randint(1000, (1,), generator=chance))
     spread, noise = torch.randn(2, 4, 6, 8, generator=chance)
     noise = noise + 0.1 * torch.randn(4, 1, 1, generator=chance)
     for one in (drawn, other):

@@ -420,7 +420,7 @@ def test_models_are_loaded_once_for_all_requests_and_draw_what_lace_lora_generat
     """P25, L15: they stay on the shelf from one request to the next; the pictures have the bytes of a plain sheet."""
     plain = quiet_run(settings_of(tmp_path / "plain", made_run, models, **VALUES))
     loads = Counter()
-    for name in ("load_text", "load_unet", "load_vae"):
+    for name in ("load_text", "load_denoiser", "load_vae"):
         true = getattr(family, name)
         monkeypatch.setattr(
             family, name, lambda *a, _name=name, _true=true, **b: loads.update([_name]) or _true(*a, **b)
@@ -434,5 +434,5 @@ def test_models_are_loaded_once_for_all_requests_and_draw_what_lace_lora_generat
             until(lambda id=id: drawing.job(id).is_over)
             assert drawing.job(id).state == "finished", drawing.job(id).error
             drawn.append((dict(loads), [one.path.read_bytes() for one in drawing.pictures(id).values()]))
-    assert drawn[0][0] == drawn[1][0] == {"load_text": 1, "load_unet": 2, "load_vae": 1}
+    assert drawn[0][0] == drawn[1][0] == {"load_text": 1, "load_denoiser": 2, "load_vae": 1}
     assert drawn[0][1] == [one.path.read_bytes() for one in plain] and drawn[0][1] != drawn[1][1]

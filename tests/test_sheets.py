@@ -14,7 +14,7 @@ from PIL import Image
 
 from lace_lora import cloth, finishing, inference, lock, order, page, pictures, repeats, sheet
 from lace_lora.errors import MachineError, RunError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import memory
 from lace_lora.run_folder import RunFolder, Shard, SheetFolder
 from tests.drawing import Asked, files_of, picture_at, quiet_run, rows_of, seeds_drawn, settings_of
 
@@ -23,7 +23,7 @@ PROMPTS = ("<lace> leaf", "<lace> star", "<lace> rosette")
 
 @pytest.fixture(autouse=True)
 def _batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
     monkeypatch.setattr(order, "batch_size", lambda *given: 2)
 
 

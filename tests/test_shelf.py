@@ -20,7 +20,7 @@ from lace_lora import adapter as adapters
 from lace_lora import demo, stages
 from lace_lora.batches import Batch, texts_of
 from lace_lora.errors import ModelError
-from lace_lora.families import folders, sdxl
+from lace_lora.families import folders, memory, sdxl, unets
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import Machine
 from lace_lora.mishaps import OutOfMemory
@@ -37,7 +37,7 @@ PLENTY = 1e12
 @pytest.fixture(autouse=True)
 def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage takes 0.3 s each time with all these libraries loaded; what counts memory undoes this."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def lora(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> adapters.
 
 
 def made_lora(model: Path, folder: RunFolder, seed: int) -> adapters.Adapter:
-    unet, text = sdxl.load_unet(str(model), torch.float32, "cpu"), sdxl.load_text(str(model), torch.float32, "cpu")
+    unet, text = sdxl.load_denoiser(str(model), torch.float32, "cpu"), sdxl.load_text(str(model), torch.float32, "cpu")
     parts = {"unet": unet, "text_encoder": text.encoders[0], "text_encoder_2": text.encoders[1]}
     for part, module in parts.items():
         adapters.attach(module, part, adapters.Shape(4, 8, "attention"), 3)
@@ -114,14 +114,14 @@ class Watch:
         self.loads: Counter[str] = Counter()
         self.unets: list[weakref.ref[Any]] = []
         self.most_at_once = 0
-        for name in ("load_text", "load_unet", "load_vae"):
+        for name in ("load_text", "load_denoiser", "load_vae"):
             monkeypatch.setattr(sdxl, name, self._counted(name, getattr(sdxl, name)))
 
     def _counted(self, name: str, load: Any) -> Any:
         def loading(*given: Any) -> Any:
             self.loads[name] += 1
             loaded = load(*given)
-            if name == "load_unet":
+            if name == "load_denoiser":
                 self.unets.append(weakref.ref(loaded))
                 self.most_at_once = max(self.most_at_once, self.alive())
             return loaded
@@ -149,10 +149,10 @@ def test_L15_with_room_each_model_is_loaded_once_in_two_sheets_and_the_bytes_are
     watch, shelf = Watch(monkeypatch), Shelf(PLENTY)
     for _ in range(2):
         assert sheet(tiny_sdxl, tiny_refiner, lora, shelf) == plain_sheet
-        assert watch.loads == {"load_text": 2, "load_unet": 2, "load_vae": 1}
+        assert watch.loads == {"load_text": 2, "load_denoiser": 2, "load_vae": 1}
     assert len(set(plain_sheet)) == 4 and shelf.give_back() and not shelf.give_back()
     assert sheet(tiny_sdxl, tiny_refiner, lora, shelf) == plain_sheet
-    assert watch.loads == {"load_text": 4, "load_unet": 4, "load_vae": 2}
+    assert watch.loads == {"load_text": 4, "load_denoiser": 4, "load_vae": 2}
 
 
 @pytest.mark.parametrize("room", ["none", "for one UNet", "for less than two"])
@@ -160,13 +160,15 @@ def test_L15_where_memory_is_short_there_is_never_more_than_one_unet(
     tiny_sdxl: Path, tiny_refiner: Path, lora: adapters.Adapter, plain_sheet: list[bytes], room: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    base, refiner = (size_of(sdxl.load_unet(str(model), torch.float32, "cpu")) for model in (tiny_sdxl, tiny_refiner))
+    base, refiner = (
+        size_of(sdxl.load_denoiser(str(model), torch.float32, "cpu")) for model in (tiny_sdxl, tiny_refiner)
+    )
     shelf = Shelf({"none": 0, "for one UNet": max(base, refiner), "for less than two": base + refiner - 1}[room])
     monkeypatch.undo()  # here memory is really given back
     watch = Watch(monkeypatch)
     for _ in range(2):
         assert sheet(tiny_sdxl, tiny_refiner, lora, shelf) == plain_sheet
-    assert watch.loads["load_unet"] == 4 and watch.most_at_once == 1
+    assert watch.loads["load_denoiser"] == 4 and watch.most_at_once == 1
     shelf.give_back()
     assert watch.alive() == 0
 
@@ -241,7 +243,7 @@ def test_L15_after_an_error_in_the_middle_the_next_picture_is_that_of_a_fresh_mo
         with pytest.raises(type(error)):
             draw(tiny_sdxl, shelf, lora, repeat="half-drop")
     assert torch.equal(draw(tiny_sdxl, shelf, lora), fresh)
-    assert watch.loads["load_unet"] == (1 if is_kept else 2)
+    assert watch.loads["load_denoiser"] == (1 if is_kept else 2)
 
 
 @pytest.mark.parametrize("is_closed", [True, False])
@@ -257,7 +259,7 @@ def test_L15_after_a_stop_the_next_picture_is_that_of_a_fresh_model(
     if is_closed:
         drawing.close()  # type: ignore[attr-defined]
     assert torch.equal(draw(tiny_sdxl, shelf, lora), fresh)
-    assert watch.loads["load_unet"] == (1 if is_closed else 2)
+    assert watch.loads["load_denoiser"] == (1 if is_closed else 2)
     assert len(list(drawing)) == (0 if is_closed else 1)  # who holds it may go on with it
     assert torch.equal(draw(tiny_sdxl, shelf, lora), fresh)
 
@@ -319,7 +321,7 @@ def test_L19_memory_that_runs_out_with_an_empty_shelf_is_told_at_once(
     assert tries["all"] == 1
     watch = Watch(monkeypatch)
     draw(tiny_sdxl, shelf)  # the halved batch
-    assert watch.loads["load_unet"] == 0
+    assert watch.loads["load_denoiser"] == 0
 
 
 @pytest.mark.parametrize(
@@ -329,7 +331,7 @@ def test_L19_memory_that_runs_out_while_a_model_is_loaded_empties_the_shelf(
     tiny_sdxl: Path, lora: adapters.Adapter, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of reading its files, where the libraries hide a reason behind their own."""
-    shelf, kind, failures = Shelf(PLENTY), sdxl.UNet2DConditionModel, [error]
+    shelf, kind, failures = Shelf(PLENTY), unets.UNet2DConditionModel, [error]
     wanted, read = draw(tiny_sdxl), kind.from_pretrained
     draw(tiny_sdxl, shelf, lora)
 
@@ -352,13 +354,13 @@ def test_L15_what_a_model_takes_is_known_before_it_is_loaded(
     """From the headers of its files, whatever their own dtype is and however many there are."""
     model = tmp_path / "model"
     shutil.copytree(tiny_sdxl, model)
-    unet = sdxl.load_unet(str(model), torch.float16, "cpu")
+    unet = sdxl.load_denoiser(str(model), torch.float16, "cpu")
     with quiet():
         unet.save_pretrained(model / "unet", variant="fp16")  # beside the file in fp32
         shutil.rmtree(model / "vae")
         sdxl.load_vae(str(tiny_sdxl), torch.float32, "cpu").save_pretrained(model / "vae", max_shard_size="9KB")
     assert len(list((model / "vae").glob("*.safetensors"))) > 1
-    loads = {"unet": sdxl.load_unet, "vae": sdxl.load_vae}
+    loads = {"unet": sdxl.load_denoiser, "vae": sdxl.load_vae}
     for part, load in loads.items():
         assert folders.weight_bytes([model / part], dtype.itemsize) == size_of(load(str(model), dtype, "cpu"))
     both = [model / "text_encoder", model / "text_encoder_2"]

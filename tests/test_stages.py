@@ -26,7 +26,7 @@ from lace_lora import adapter as adapters
 from lace_lora import queries, repeats, sampling, stages
 from lace_lora.batches import Batch, check_pair
 from lace_lora.errors import MachineError, ModelError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import memory, sdxl
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
 from lace_lora.sampling import Refining, Sampling
@@ -55,7 +55,7 @@ LORA = [pytest.param(False, id="base"), pytest.param(True, id="lora")]
 @pytest.fixture(autouse=True)
 def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage takes 0.3 s each time with all these libraries loaded."""
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def lora(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> adapters.
 
 
 def made_lora(model: Path, folder: RunFolder, **facts: Any) -> adapters.Adapter:
-    unet = sdxl.load_unet(str(model), torch.float32, "cpu")
+    unet = sdxl.load_denoiser(str(model), torch.float32, "cpu")
     targets = sdxl.lora_targets("attention")
     adapters.attach(unet, "unet", adapters.Shape(4, 8, "attention"), 3)
     generator = torch.Generator().manual_seed(4)
@@ -166,7 +166,7 @@ def watch_networks(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
 
         return loading
 
-    for name in ("load_text", "load_unet", "load_vae"):
+    for name in ("load_text", "load_denoiser", "load_vae"):
         monkeypatch.setattr(sdxl, name, counted(getattr(sdxl, name)))
     return loaded_ones
 
@@ -291,7 +291,7 @@ def test_a_start_that_leaves_the_base_no_step_is_refused(tiny_sdxl: Path) -> Non
 def whole_lora(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> adapters.Adapter:
     """A LoRA of everything that one can be of: attention, feed-forward, convolutions and both text encoders."""
     unet, text = (
-        sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu"),
+        sdxl.load_denoiser(str(tiny_sdxl), torch.float32, "cpu"),
         sdxl.load_text(str(tiny_sdxl), torch.float32, "cpu"),
     )
     parts = {"unet": unet, "text_encoder": text.encoders[0], "text_encoder_2": text.encoders[1]}
@@ -347,7 +347,7 @@ def test_L15_a_fused_lora_draws_what_the_one_of_peft_draws_while_it_is_trained(
     batch = Batch(PROMPTS, ("grainy",) * 2, SEEDS, 64, 64)
     words, sampled = words_of(tiny_sdxl), Sampling("euler", STEPS, GUIDANCE, repeat=repeat)
     [fused] = stages.denoise(str(tiny_sdxl), [batch], words, sampled, lora=whole_lora, **HERE)
-    unet = sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu")
+    unet = sdxl.load_denoiser(str(tiny_sdxl), torch.float32, "cpu")
     adapters.attach(unet, "unet", adapters.Shape(4, 8, "attention+ff+conv"), 3)
     with torch.no_grad():
         for name, one in adapters.parameters({"unet": unet}).items():
@@ -416,7 +416,7 @@ def test_L15_edges_joined_from_a_step_on_are_those_of_a_pipeline_that_is_padded_
         ).images  # fmt: skip
     assert_same(late.finished_BCHW, theirs)
 
-    unet = sdxl.load_unet(str(tiny_sdxl), torch.float32, "cpu")
+    unet = sdxl.load_denoiser(str(tiny_sdxl), torch.float32, "cpu")
     fine, broken = words_of(tiny_sdxl), {**words_of(tiny_sdxl)}
     sampled = Sampling("euler", STEPS, GUIDANCE, repeat="half-drop", repeat_from=0.5)
     before = [one.padding_mode for one in unet.modules() if isinstance(one, torch.nn.Conv2d)]
@@ -436,7 +436,7 @@ def test_L7_every_sampler_shares_its_steps_between_base_and_refiner(
 ) -> None:
     """One pass a step, the base's in more noise than the refiner's. Karras puts more steps into little noise, so that
     the refiner has more of them, and when there are many has whole times twice."""
-    made = sampling.make_scheduler(scheduler, str(tiny_sdxl), steps)
+    made = sdxl.make_sampler(scheduler, str(tiny_sdxl), steps, (8, 8))
     begin = sampling.refiner_begin(made, steps, Refining("ensemble", 0.85, 0))
     times = made.timesteps.tolist()
     assert len(times) == steps and getattr(made, "order", 1) == 1
@@ -556,23 +556,23 @@ def test_there_is_never_more_than_one_network_in_memory(
 )
 def test_a_refiner_or_base_without_a_step_is_refused(tiny_sdxl: Path, refining: Refining, said: str) -> None:
     """In diffusers the first raises IndexError and the others leave a noisy or an unrefined picture."""
-    scheduler = sampling.make_scheduler("euler", str(tiny_sdxl), 8)
+    scheduler = sdxl.make_sampler("euler", str(tiny_sdxl), 8, (8, 8))
     with pytest.raises(SettingsError, match=said):
         sampling.refiner_begin(scheduler, 8, refining)
-    ten = sampling.make_scheduler("euler", str(tiny_sdxl), 10)
+    ten = sdxl.make_sampler("euler", str(tiny_sdxl), 10, (8, 8))
     assert sampling.refiner_begin(ten, 10, Refining("img2img", 0, 0.1)) == 9
 
 
 def test_thirty_steps_are_shared_by_base_and_refiner(tiny_sdxl: Path) -> None:
     """L17: an ensemble's steps are counted together."""
-    scheduler = sampling.make_scheduler("dpmpp_2m", str(tiny_sdxl), 30)
+    scheduler = sdxl.make_sampler("dpmpp_2m", str(tiny_sdxl), 30, (8, 8))
     assert len(scheduler.timesteps) == 30
     assert sampling.refiner_begin(scheduler, 30, Refining("ensemble", 0.85, 0)) == 26
     assert sampling.refiner_begin(scheduler, 30, Refining("img2img", 0, 0.3)) == 21
 
 
 def test_ddim_does_not_clip_latents_unless_the_model_says_so(tiny_sdxl: Path) -> None:
-    assert sampling.make_scheduler("ddim", str(tiny_sdxl), 8).config.clip_sample is False
+    assert sdxl.make_sampler("ddim", str(tiny_sdxl), 8, (8, 8)).config.clip_sample is False
 
 
 def test_the_refiners_noise_is_neither_the_pictures_own_nor_anothers() -> None:

@@ -48,21 +48,21 @@ def test_cached_and_uncached_losses_are_equal(kind: str, settings: Config, tiny_
         for place, visit in enumerate(encoded.stream.batch(number)):
             sample = encoded.cache.samples[visit.sample]
             shape = encoded.cache.latent_shape(visit.sample, visit.variant)
-            chance = schedule.draw(encoded.stream, visit, shape, 1000, 0.5, changed.noise_offset)
+            chance = schedule.draw(encoded.stream, visit, shape, 0.5, changed.noise_offset)
             cut = sample.cuts[visit.variant]
             mean, std = sdxl.encode_images(vae, cuts.pixels_of(open_picture(sample.path), cut)[None])
             latents = (mean + std * chance.spread_CHW) * 0.13025
-            timestep = torch.tensor([chance.timestep])
+            timestep = torch.tensor([int(1000 * chance.within)])
             noisy = made.noising.add_noise(latents, chance.noise_CHW[None], timestep)
             words = sdxl.encode_captions(text, [sample.caption])
             keep = 0.0 if chance.is_wordless else 1.0
             wordless += chance.is_wordless
             conditions = {
                 "text_embeds": words.pooled_BP * keep,
-                "time_ids": sdxl.time_ids(cut.original_hw, cut.crop_top_left, cut.target_hw)[None],
+                "time_ids": sdxl.size_numbers(cut.original_hw, cut.crop_top_left, cut.target_hw)[None],
             }
             with torch.no_grad():
-                predicted = made.unet(noisy, timestep, words.text_BLD * keep, added_cond_kwargs=conditions).sample
+                predicted = made.denoiser(noisy, timestep, words.text_BLD * keep, added_cond_kwargs=conditions).sample
             snr = float(made.noising.alphas_cumprod[timestep] / (1 - made.noising.alphas_cumprod[timestep]))
             difference = predicted - chance.noise_CHW[None]
             by_hand = {"mse": difference**2, "huber": 0.2 * (torch.sqrt(difference**2 + 0.01) - 0.1)}[kind]
@@ -142,7 +142,7 @@ def test_transformers_mode_recomputes_the_transformer_blocks_and_nothing_else(se
     made, _ = parts_and_pictures(settings.model_copy(update={"gradient_checkpointing": "transformers"}))
     flags = {
         type(module).__name__: module.gradient_checkpointing
-        for module in made.unet.modules()
+        for module in made.denoiser.modules()
         if hasattr(module, "gradient_checkpointing")
     }
     assert {name for name, is_on in flags.items() if is_on} == {"Transformer2DModel"} and len(flags) > 3
@@ -371,7 +371,7 @@ def test_every_kind_of_lora_learns_all_of_its_parameters(
     made, encoded = parts_and_pictures(changed, dtype)
     frozen = {
         name: parameter.detach().clone()
-        for name, parameter in made.unet.named_parameters()
+        for name, parameter in made.denoiser.named_parameters()
         if not any(parameter is one for one in made.parameters.values())
     }
     before = parts.learnt(made)
@@ -381,7 +381,7 @@ def test_every_kind_of_lora_learns_all_of_its_parameters(
     still = [name for name in before if torch.equal(before[name], after[name])]
     # The first towers' last layer and final norm are not read by SDXL, which takes the penultimate layer.
     assert all("text_encoder.text_model.encoder.layers.2" in name or ".layers.2." in name for name in still), still
-    for name, parameter in made.unet.named_parameters():
+    for name, parameter in made.denoiser.named_parameters():
         assert name not in frozen or torch.equal(frozen[name], parameter)
     is_text = bool(update.get("train_text_encoder") or update.get("learn_concept_token"))
     assert (made.text is not None) == is_text

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageDraw
 
 from lace_lora import checkpoint, inference, queries, references, stages, stars
 from lace_lora.errors import RunError, SettingsError
-from lace_lora.families import sdxl
+from lace_lora.families import memory
 from lace_lora.run_folder import RunFolder, SheetFolder
 from tests.drawing import Asked, picture_at, quiet_run, rows_of, seeds_drawn
 
@@ -19,7 +19,7 @@ PROMPTS = ("<lace> leaf", "<lace> star", "<lace> rosette")
 
 @pytest.fixture(autouse=True)
 def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdxl, "give_back_memory", lambda: None)
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
 
 
 def starred(designs: list[inference.Generation], *indexes: int) -> SheetFolder:

@@ -80,7 +80,7 @@ def test_the_layers_of_a_model_are_those_that_hold_its_numbers():
 
     unet = UNet2DConditionModel.from_pretrained(base_dir() / "unet")
     holding = {name.rpartition(".")[0] for name, _ in unet.named_parameters()}
-    assert coefficients.of(str(base_dir())).layers("unet") == len(holding) == 118
+    assert coefficients.of(str(base_dir())).layers("denoiser") == len(holding) == 118
 
 
 SEEN = [(5, 0), (9, 0), (10, 8), (12, 8), (47, 32), (120, 96), (5000, 96)]

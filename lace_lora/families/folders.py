@@ -4,45 +4,20 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from functools import lru_cache
-from math import lcm, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from lace_lora.errors import MachineError, ModelError
 
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
+DENOISERS = ("unet", "transformer")  # a model has one of them
+NETWORKS = (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+PARTS = (*NETWORKS, *TOKENIZERS, "scheduler")
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_CONFIG_OF = {
-    "tokenizer": "tokenizer_config.json",
-    "tokenizer_2": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the configs of an SDXL folder say: enough to plan, cut pictures and scale latents with no model loaded."""
-
-    latent_channels: int
-    downscale: int  # px a latent cell: 8 for SDXL
-    pixel_step: int  # both sides of a picture must be a multiple of this: 32 for SDXL (VAE times the UNet's halvings)
-    side_px: int  # the side of the square that the model was trained on: 1024 for SDXL
-    text_width: int
-    prediction_type: str
-    scaling_factor: float
-    latents_mean: tuple[float, ...] | None
-    latents_std: tuple[float, ...] | None
-    time_ids: int  # 6 for the base; 5 for the refiner, which has an aesthetic score
-    layers_per_block: int
-
-    @property
-    def is_refiner(self) -> bool:
-        """True for a refiner, which has the second text encoder only."""
-        return self.time_ids == 5
+_CONFIG_OF = {"scheduler": "scheduler_config.json"} | dict.fromkeys(TOKENIZERS, "tokenizer_config.json")
 
 
 def model_folder(name: str) -> str:
@@ -84,36 +59,6 @@ def is_here(name: str) -> bool:
         return not _missing_parts(Path(snapshot_download(name, local_files_only=True)))
     except (OSError, ValueError):  # LocalEntryNotFoundError is both; nothing of it is here
         return False
-
-
-def layout(model: str) -> Layout:
-    """What the configs of a model's folder say about its sizes.
-
-    Raises ModelError where the folder is no SDXL (SD 1.5 and 2 have no text_time conditioning).
-    """
-    folder = Path(model_folder(model))
-    unet, vae, steps = (part_config(folder, part) for part in ("unet", "vae", "scheduler"))
-    if unet.get("addition_embed_type") != "text_time":
-        raise ModelError(
-            f"{model} is not an SDXL model: like SD 1.5 and 2, its UNet takes no size and no pooled text. "
-            "Choose an SDXL base."
-        )
-    downscale = 2 ** (len(vae["block_out_channels"]) - 1)
-    time_ids = _time_id_count(model, unet, _pooled_width(folder))
-    mean, std = vae.get("latents_mean"), vae.get("latents_std")
-    return Layout(
-        latent_channels=vae["latent_channels"],
-        downscale=downscale,
-        pixel_step=lcm(8, downscale * 2 ** (len(unet["block_out_channels"]) - 1)),
-        side_px=int(unet.get("sample_size") or 128) * downscale,
-        text_width=unet["cross_attention_dim"],
-        prediction_type=steps.get("prediction_type", "epsilon"),
-        scaling_factor=vae.get("scaling_factor", 0.18215),
-        latents_mean=None if mean is None else tuple(mean),
-        latents_std=None if std is None else tuple(std),
-        time_ids=time_ids,
-        layers_per_block=unet["layers_per_block"],
-    )
 
 
 def part_config(folder: str | Path, part: str) -> dict[str, Any]:
@@ -188,10 +133,10 @@ def identity(model: str, parts: Collection[str] = ()) -> str:
 
     parts  other parts that are to count instead, such as ["unet"]
 
-    All SDXL models have files of the same size, so contents are compared; Hugging Face's cache names files by theirs.
+    Models of a kind have files of the same size, so contents are compared; Hugging Face's cache names files by theirs.
     """
     folder = Path(model_folder(model))
-    counted = parts or [part for part in parts_of(folder) if part not in ("unet", "scheduler")]
+    counted = parts or [part for part in parts_of(folder) if part not in (*DENOISERS, "scheduler")]
     files = sorted(path for part in counted for path in (folder / part).iterdir() if path.is_file())
     return "\n".join(f"{path.parent.name}/{path.name} {_content(path)}" for path in files)
 
@@ -217,7 +162,7 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     wanted = []
     for name in names:
         part, _, file = name.rpartition("/")
-        if name == "model_index.json" or (part in PARTS and file.endswith((".json", ".txt"))):
+        if name == "model_index.json" or (part in PARTS and file.endswith((".json", ".txt", ".model"))):
             wanted.append(name)
         if part not in NETWORKS or not file.endswith(".safetensors"):
             continue
@@ -313,18 +258,3 @@ def _check_whole(folder: Path, name: str) -> None:
         raise ModelError(
             f"{name} is not a complete model in the diffusers layout: {', '.join(missing)} missing in {folder}."
         )
-
-
-def _pooled_width(folder: Path) -> int:
-    return int(part_config(folder, "text_encoder_2")["projection_dim"])
-
-
-def _time_id_count(model: str, unet: Mapping[str, Any], pooled: int) -> int:
-    """How many size numbers the UNet takes: what is left of its input beside the pooled text."""
-    count = (unet["projection_class_embeddings_input_dim"] - pooled) / unet["addition_time_embed_dim"]
-    if count not in (5, 6):
-        raise ModelError(
-            f"{model}: its UNet and its second text encoder do not belong together "
-            f"({count:g} size numbers instead of 6). Fetch the model again."
-        )
-    return int(count)

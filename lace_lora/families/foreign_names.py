@@ -12,9 +12,11 @@ from typing import Any
 
 from lace_lora.errors import AdapterError
 from lace_lora.families import sdxl
-from lace_lora.families.folders import part_config
+from lace_lora.families.folders import model_folder, part_config
+from lace_lora.families.known import SDXL_UNET
+from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
-from lace_lora.families.random_model import SDXL_SIZE, SDXL_UNET
+from lace_lora.families.random_model import SDXL_SIZE
 from lace_lora.families.sdxl_names import original_place
 
 with quiet():
@@ -89,7 +91,7 @@ def model_layers(model: str | None) -> dict[str, dict[str, Shape]]:
 
 def layers_per_block(model: str | None) -> int:
     """As the base model has them: 2 in SDXL itself."""
-    return 2 if model is None else sdxl.layout(model).layers_per_block
+    return 2 if model is None else layout(model).layers_per_block
 
 
 def read(names: Iterable[str], layers: Mapping[str, Mapping[str, Shape]], per_block: int) -> Named:
@@ -146,10 +148,10 @@ def halves(tensors: Mapping[str, Tensor], shape: Shape) -> tuple[Tensor, Tensor,
 
 
 def _parts_of(model: str) -> dict[str, Any]:
-    folder = sdxl.model_folder(model)
+    folder = model_folder(model)
     kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     encoders = {part: kind(CLIPTextConfig(**part_config(folder, part))) for part, kind in kinds.items()}
-    return {"unet": sdxl.empty_unet(model), **encoders}
+    return {"unet": sdxl.empty_denoiser(model), **encoders}
 
 
 def _true_parts() -> dict[str, Any]:

@@ -11,36 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora.errors import MachineError
+from lace_lora.families.known import SDXL_REFINER_UNET, SDXL_UNET
 from lace_lora.machine import GIB
 
 TRUE_GIB = 13.5  # both folders at the true size: 5.5 and 4.9 billion bytes of UNets, 3 of text encoders, VAEs
 TRUE_WORDS = 49408  # of CLIP's vocabulary
-
-# stabilityai/stable-diffusion-xl-base-1.0, unet/config.json: what decides shapes.
-SDXL_UNET = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "layers_per_block": 2,
-    "projection_class_embeddings_input_dim": 2816,
-    "sample_size": 128,
-    "transformer_layers_per_block": [1, 2, 10],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "use_linear_projection": True,
-}
-# stabilityai/stable-diffusion-xl-refiner-1.0: the same of its unet/config.json; 2259.5 million parameters.
-SDXL_REFINER_UNET = SDXL_UNET | {
-    "attention_head_dim": [6, 12, 24, 24],
-    "block_out_channels": [384, 768, 1536, 1536],
-    "cross_attention_dim": 1280,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "projection_class_embeddings_input_dim": 2560,
-    "transformer_layers_per_block": 4,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-}
 
 
 @dataclass(frozen=True)

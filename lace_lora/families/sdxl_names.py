@@ -1,13 +1,11 @@
-"""How LoRA files name their tensors: ours (PEFT's names, which diffusers reads) and those of ComfyUI, A1111 and kohya.
-
-A LoRA's pair is [rank, in] (A, down) and [out, rank] (B, up).
-"""
+"""What ComfyUI, A1111 and kohya call the layers of an SDXL LoRA, and what a LoRA file is, told by its names."""
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lace_lora.errors import AdapterError
+from lace_lora.families.lora_names import A, in_kohyas_form, strange
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 OURS = "an SDXL LoRA in diffusers' names"
 # The learnt rows of a concept token in our state, and as A1111 and ComfyUI call them in an SDXL embedding.
 TOKEN_ROWS = {"text_encoder.concept_token": "clip_l", "text_encoder_2.concept_token": "clip_g"}
-_A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-_PARTS = ("unet.", "text_encoder.", "text_encoder_2.")
 _PLACE = re.compile(
     r"unet\.(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)"
 )
@@ -50,56 +46,21 @@ _FORMATS = (
 
 def format_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The format and family of a LoRA file in words, by its keys and shapes; OURS for one that we can read."""
-    ours = (_A, _B, _MAGNITUDE)
-    strange = [name for name in shapes if not (name.startswith(_PARTS) and name.endswith(ours))]
     if not shapes:
         return "an empty file"
-    if strange:
-        found = (words for pattern, words in _FORMATS if any(re.match(pattern, name) for name in strange))
-        return next(found, f"something unknown (its first tensor is called {strange[0]!r})")
+    if others := strange(shapes, "unet"):
+        found = (words for pattern, words in _FORMATS if any(re.match(pattern, name) for name in others))
+        return next(found, f"something unknown (its first tensor is called {others[0]!r})")
     if any(name.startswith("unet.down_blocks.0.attentions.") for name in shapes):
         # SDXL's first level has no attention; SD 1.5 and 2 have it there, with text 768 or 1024 wide.
-        widths = {shape[1] for name, shape in shapes.items() if name.endswith(f"attn2.to_k{_A}")}
+        widths = {shape[1] for name, shape in shapes.items() if name.endswith(f"attn2.to_k{A}")}
         return f"a LoRA for SD {'1.5' if 768 in widths else '2' if 1024 in widths else '1.5 or 2'}"
     return OURS
 
 
-def pairs(state: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
-    """A and B of each layer, by the layer's name. Raises AdapterError for a tensor without its other half."""
-    names = {name.removesuffix(_A).removesuffix(_B) for name in state if name.endswith((_A, _B))}
-    names |= {name.removesuffix(_MAGNITUDE) for name in state if name.endswith(_MAGNITUDE)}
-    alone = sorted(name for name in names if f"{name}{_A}" not in state or f"{name}{_B}" not in state)
-    if alone:
-        raise AdapterError(
-            f"The LoRA has only one half of {alone[0]} ({len(alone)} such layers): the file is damaged. Train it again."
-        )
-    return {name: (state[f"{name}{_A}"], state[f"{name}{_B}"]) for name in sorted(names)}
-
-
 def for_tools(state: "Mapping[str, Tensor]", alpha: float, layers_per_block: int) -> "dict[str, Tensor]":
-    """The same LoRA in the names that ComfyUI, A1111 and kohya read: three tensors a layer, with its alpha.
-
-    alpha  that these tools divide by the rank: with rsLoRA larger than the setting, by √rank
-
-    With DoRA a fourth, dora_scale: the length of each output's row. diffusers' convert_state_dict_to_kohya is not used:
-    it writes alpha = rank whatever alpha is.
-    """
-    renamed: dict[str, Any] = {}
-    layers = pairs(state)
-    for name, (down, up) in layers.items():
-        key = _tools_key(name, layers_per_block)
-        renamed |= {
-            f"{key}.lora_down.weight": down,
-            f"{key}.lora_up.weight": up,
-            f"{key}.alpha": down.new_tensor(float(alpha)),
-        }
-        magnitude = state.get(f"{name}{_MAGNITUDE}")
-        if magnitude is not None:
-            renamed[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (down.dim() - 1))
-    lost = len(layers) - sum(key.endswith(".alpha") for key in renamed)
-    if lost:
-        raise AdapterError(f"{lost} layers of the LoRA got the same name for other tools.")
-    return renamed
+    """The same LoRA in the names that ComfyUI, A1111 and kohya read; see lora_names.in_kohyas_form."""
+    return in_kohyas_form(state, alpha, lambda name: _tools_key(name, layers_per_block))
 
 
 def _tools_key(name: str, layers_per_block: int) -> str:

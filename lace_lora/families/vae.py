@@ -6,6 +6,7 @@ from typing import Any
 
 from lace_lora.errors import ModelError
 from lace_lora.families import folders
+from lace_lora.families.layouts import Layout
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import is_out_of_memory
 
@@ -42,7 +43,7 @@ def identity(name: str) -> str:
     return "\n".join(f"vae/{path.name} {folders._content(path)}" for path in files)
 
 
-def load(name: str, base: folders.Layout, dtype: torch.dtype, device: str) -> Any:
+def load(name: str, base: Layout, dtype: torch.dtype, device: str) -> Any:
     """The frozen VAE, in place of the base model's own.
 
     Raises ModelError where its latents are not of the kind that the base model was trained on.
@@ -67,12 +68,13 @@ def load(name: str, base: folders.Layout, dtype: torch.dtype, device: str) -> An
     return module.requires_grad_(False).eval().to(device)
 
 
-def _check_fits(name: str, config: Mapping[str, Any], base: folders.Layout) -> None:
+def _check_fits(name: str, config: Mapping[str, Any], base: Layout) -> None:
     """Latents of another scale would be learnt and drawn without a word of complaint, and look washed out or burnt."""
     found = {
         "latent channels": (config["latent_channels"], base.latent_channels),
         "px a latent cell": (2 ** (len(config["block_out_channels"]) - 1), base.downscale),
         "scaling factor": (config["scaling_factor"], base.scaling_factor),
+        "shift factor": (config.get("shift_factor") or 0.0, base.shift_factor),
         "latents_mean": (_plain(config.get("latents_mean")), base.latents_mean),
         "latents_std": (_plain(config.get("latents_std")), base.latents_std),
     }
@@ -80,7 +82,7 @@ def _check_fits(name: str, config: Mapping[str, Any], base: folders.Layout) -> N
         if own != wanted:
             raise ModelError(
                 f"The VAE {name} does not fit the base model: {what} {own} instead of {wanted}. Choose one made for "
-                "SDXL, or leave vae_model empty."
+                "it, or leave vae_model empty."
             )
 
 

@@ -1,0 +1,78 @@
+"""Loading one part of a model's folder, frozen and whole, with sentences where that cannot be."""
+
+from pathlib import Path
+from typing import Any
+
+from lace_lora.errors import ModelError
+from lace_lora.families.folders import model_folder, part_config, weight_variant
+from lace_lora.families.quiet import quiet
+from lace_lora.machine import is_out_of_memory
+
+with quiet():
+    import torch
+    from safetensors import SafetensorError
+
+
+def load_network(kind: Any, model: str, part: str, dtype: torch.dtype, device: str) -> Any:
+    """A network of diffusers on a device. Raises ModelError where it is missing or damaged."""
+    return _load(kind, model, part, {"torch_dtype": dtype}, dtype).to(device)
+
+
+def load_encoder(kind: Any, model: str, part: str, dtype: torch.dtype, device: str) -> Any:
+    """The same of transformers."""
+    return _load(kind, model, part, {"dtype": dtype}, dtype).to(device)
+
+
+def empty_network(kind: Any, model: str, part: str) -> Any:
+    """A network's layers without weights, on the meta device: for filling from elsewhere, and for counting."""
+    config = part_config(model_folder(model), part)
+    with quiet(), torch.device("meta"):
+        return kind.from_config(config)
+
+
+def load_tokenizer(kind: Any, model: str, part: str) -> Any:
+    """A tokenizer: small and quick, for counting tokens before anything else is loaded."""
+    folder = Path(model_folder(model))
+    try:
+        with quiet():
+            return kind.from_pretrained(folder / part)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"The tokenizers in {folder} cannot be read ({first_line(error)}). Fetch the model again."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in a line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def _load(kind: Any, model: str, part: str, dtype_argument: dict[str, torch.dtype], dtype: torch.dtype) -> Any:
+    """One frozen part. diffusers below 0.40 knows only torch_dtype=, transformers 5 prefers dtype=."""
+    folder = Path(model_folder(model)) / part
+    variant = weight_variant(folder, wants_half=dtype in (torch.float16, torch.bfloat16))
+    try:
+        with quiet():
+            module, report = kind.from_pretrained(
+                folder,
+                variant=variant,
+                use_safetensors=True,
+                low_cpu_mem_usage=True,
+                output_loading_info=True,
+                **dtype_argument,
+            )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{folder} cannot be loaded ({first_line(error)}). "
+            "Its files are damaged or of another model; fetch it again."
+        ) from error
+    lacking = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
+    if lacking or report.get("mismatched_keys"):
+        example = lacking[0] if lacking else str(next(iter(report["mismatched_keys"])))
+        raise ModelError(
+            f"{folder} does not hold all weights that its config promises (first: {example}). Fetch the model again."
+        )
+    return module.requires_grad_(False).eval()
