@@ -21,7 +21,7 @@ demo: $(VENV)/.base
 # The notebooks are also clicked in a browser, where chromium is there: apt install chromium.
 test: $(VENV)/.test check
 	@echo "== Running the tests."
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 	@echo "== Running the notebooks against their stored outputs."
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:warnings notebooks
 

@@ -148,8 +148,8 @@ def beaten_by(preset: str, config: Config) -> set[str]:
     A preset for another family brings its model where the file names the default one, as every shipped file does.
     """
     if preset != "demo":
-        default = Config.model_fields["pretrained_model"].default
-        is_others = read(preset).family != USUAL and config.pretrained_model == default
+        names_default = config.pretrained_model == Config.model_fields["pretrained_model"].default
+        is_others = names_default and preset not in ("", "none") and read(preset).family != USUAL
         return {"pretrained_model"} if is_others else set()
     brought = set(read(preset).settings)
     if config.preset != "auto":

@@ -125,6 +125,7 @@ def test_checkpointing_gives_back_memory_and_is_paid_in_flops(task):
     assert 1.2 * plain < more < 1.7 * plain and lower_peak < peak
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_page_and_its_numbers(task, tmp_path, monkeypatch):
     """P16, C10: the hardware, the versions and the command, and no folder of the machine."""
     monkeypatch.setattr(train, "BARE", ())  # each loop is a process that loads torch

@@ -24,6 +24,7 @@ def kept(one: Tally, kinds=PROMISED) -> None:
     assert min(caught.values()) >= LEAST_CAUGHT, caught
 
 
+@pytest.mark.slow
 def test_copies_of_drawn_pieces_are_caught_and_fresh_ones_are_not():
     """P22: every piece has the same lattice and cloth; each fresh one is a false alarm in twenty."""
     found = tally("drawn", [planted.drawn(seed) for seed in range(FEW)],

@@ -112,6 +112,7 @@ def test_the_growth_of_a_process_is_its_own_and_not_its_parents() -> None:
         assert pool.submit(meters.most_held_mb).result() < meters.most_held_mb() - held.nbytes / 2e6
 
 
+@pytest.mark.slow
 def test_every_way_for_a_gpu_is_walked_through_without_one(sheet: ways.Sheet, monkeypatch: pytest.MonkeyPatch) -> None:
     """C10: the rows with offloading ask diffusers for it on both pipelines, the others do not."""
     offloaded: list[str] = []
@@ -145,6 +146,7 @@ def test_sdxls_true_sizes_are_those_that_the_plan_knows() -> None:
     assert sum(one.numel() for one in refiner.parameters()) / 1e6 == pytest.approx(2259.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_page_and_its_numbers(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sheet: ways.Sheet
 ) -> None:

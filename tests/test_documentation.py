@@ -17,8 +17,18 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("documentation")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.S | re.M)
+def blocks(language, text=TEXT):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def commands(text):
+    return [line for block in blocks("bash", text) for line in block.splitlines() if line.strip()]
+
+
+# Trades of their own, which the stored notebooks on patents and texts walk through too.
+TRADES = [
+    part for part in re.split(r"^(?=## )", TEXT, flags=re.M) if part.startswith(("## Patent", "## Text adapters"))
+]
 
 
 def ran(words, folder, **options):
@@ -30,17 +40,26 @@ def ran(words, folder, **options):
     return done.stdout
 
 
+@pytest.mark.timeout(1800)  # four minutes on two free cores
 def test_every_command_runs_in_order_in_an_empty_folder(folder):
     """L12, L20: on a machine without a GPU, with the demo model."""
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
-    assert len(commands) >= 10
-    said = {command: ran(command, folder, shell=True) for command in commands}
+    apart = [command for part in TRADES for command in commands(part)]
+    own = [command for command in commands(TEXT) if command not in apart]
+    assert len(own) >= 10
+    said = {command: ran(command, folder, shell=True) for command in own}
     assert "120 pictures" in said["lace-lora check --preset demo"]
     sheet = folder / "demo_output/demo/images/sheet"
     assert len(list(sheet.glob("refined_output_*.png"))) == len(list(sheet.glob("base_result_*.png"))) == 4
     assert (sheet / "contact_sheet.png").is_file()
     assert "demo" in said["lace-lora runs --preset demo"]
     assert "Everything passed." in said["lace-lora selftest --preset demo"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", TRADES, ids=lambda part: part.partition("\n")[0][3:15])
+def test_every_command_of_another_trade_runs_in_an_empty_folder(part, tmp_path):
+    """L20: patents and texts."""
+    assert [ran(command, tmp_path, shell=True) for command in commands(part)]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

@@ -388,6 +388,7 @@ def test_every_kind_of_lora_learns_all_of_its_parameters(
 
 
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_losses(settings: Config) -> None:
     """P13: skipped where there is no C++ compiler."""
     import shutil

@@ -12,13 +12,13 @@ COLAB_PIP := -m pip --disable-pip-version-check install --quiet
 
 test-colab: $(COLAB)/.test
 	@echo "== Running the tests with Colab's versions."
-	$(COLAB)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile
+	$(COLAB)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-colab-rest
 
 # Files that between them use every interface of diffusers, transformers, peft, pillow, numpy, typer and ipywidgets.
 test-colab-short: $(COLAB)/.test
 	@echo "== Running the tests that touch the libraries, with Colab's versions."
-	$(COLAB)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile @tests/colab/short.args
+	$(COLAB)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder @tests/colab/short.args
 	@$(MAKE) --no-print-directory test-colab-rest
 
 test-colab-rest: $(COLAB)/.test
@@ -30,7 +30,7 @@ test-colab-rest: $(COLAB)/.test
 # Without an index: a test that would install something must not change what is looked at.
 test-torch-free: $(TORCH_FREE)/.test
 	@echo "== Running the tests that need no torch, on Colab's Python 3.13."
-	PIP_NO_INDEX=1 $(TORCH_FREE)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile @tests/colab/torch_free.args
+	PIP_NO_INDEX=1 $(TORCH_FREE)/bin/python -m pytest -m "not slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder @tests/colab/torch_free.args
 
 $(COLAB)/.test: tests/colab/constraints.txt constraints.txt pyproject.toml
 	@echo "== Making $(COLAB): what Colab has, then Lace LoRA as it is installed there (a minute or two)."
