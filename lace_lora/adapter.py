@@ -141,8 +141,8 @@ def _bytes_of(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
 def load(path: str | Path) -> Adapter:
     """Read an adapter from its file, from its folder or from a run's folder.
 
-    Raises AdapterError with the format that was found where it is not an SDXL LoRA in diffusers' names, and where facts
-    and tensors do not belong together.
+    Raises AdapterError with the format that was found where it is not a LoRA in diffusers' names for the family that it
+    tells (SDXL where it tells none), and where facts and tensors do not belong together.
     """
     file = _find(Path(path).expanduser())
     try:
@@ -191,6 +191,13 @@ def is_whole(folder: RunFolder) -> bool:
     return True
 
 
+def format_of(family: str) -> str:
+    """The format of our own files for a family, in words."""
+    if family == naming.FAMILY:
+        return naming.OURS
+    return f"a LoRA for {families.FAMILIES.get(family, family)} in diffusers' names"
+
+
 def text_modules(text: TextParts) -> dict[str, Any]:
     """The text encoders of a base model that can be trained, by their parts' names."""
     return dict(zip(lora_names.TEXT_ENCODERS, text.encoders, strict=False))
@@ -232,11 +239,13 @@ def _find(path: Path) -> Path:
     for choice in choices:
         if choice.is_file():
             return choice
-    if RunFolder(path).adapter_for_tools.is_file():
+    theirs = RunFolder(path).adapter_for_tools
+    if theirs.is_file():
+        others = _card_of(theirs).get("family", naming.FAMILY) != naming.FAMILY  # whose names are not read here
+        here = f", or bring it in here: lace-lora import {theirs} --run-name {path.name}-here"
         raise AdapterError(
-            f"The LoRA of {path} was trained elsewhere and is in another program's format: "
-            f"{RunFolder(path).adapter_for_tools}. Draw with the backend that trained it, such as --backend comfyui, "
-            f"or bring it in here: lace-lora import {RunFolder(path).adapter_for_tools} --run-name {path.name}-here"
+            f"The LoRA of {path} was trained elsewhere and is in another program's format: {theirs}. Draw with the "
+            f"backend that trained it, such as --backend comfyui{'' if others else here}"
         )
     raise AdapterError(
         f"No adapter in {path}. Train one first (lace-lora train, or notebook 03), "
@@ -254,10 +263,14 @@ def _check_format(file: Path, shapes: Mapping[str, tuple[int, ...]], told: Adapt
         if not lora_names.strange(shapes, families.named(told.family).DENOISER):
             return
     kind = naming.format_of(shapes)
-    if kind != naming.OURS:
+    family = naming.FAMILY if told is None else told.family
+    if kind != format_of(family):
+        ours = RunFolder(file).adapter_weights.name
+        if family != naming.FAMILY:  # of our own making, as its header says, and in another form
+            raise AdapterError(f"{file} is in the names that other programs read. Use {ours} of the same run.")
         raise AdapterError(
             f"{file} is not {naming.OURS}: it looks like {kind}. "
-            f"Use the file {RunFolder(file).adapter_weights.name} of a run, or bring it in with: lace-lora import"
+            f"Use the file {ours} of a run, or bring it in with: lace-lora import"
         )
 
 

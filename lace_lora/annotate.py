@@ -184,7 +184,7 @@ def tokenizers_here(settings: Config) -> Sequence[Any] | None:
 def reader_here(settings: Config) -> families.Reader | None:
     """What reads captions for the base model; None where it is not on this machine already. Loads torch."""
     try:
-        if folders.fetch_notice(settings.pretrained_model):
+        if folders.is_to_fetch(settings.pretrained_model):
             return None
         return families.reader(settings.pretrained_model)
     except LaceError:  # no model here, and none may be fetched: training says so in its own words

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lace_lora import throughput
-from lace_lora.errors import ModelError
+from lace_lora.errors import ModelError, SettingsError
 from lace_lora.families.layouts import layout
 from lace_lora.machine import Machine
 
@@ -44,6 +44,19 @@ def batch_size(model: str, width: int, height: int, machine: Machine) -> int:
 def texts_of(batches: Iterable[Batch]) -> set[str]:
     """All texts that the batches need encoded."""
     return {text for batch in batches for text in (*batch.prompts, *batch.negative_prompts)}
+
+
+def check_size(model: str, width: int, height: int) -> None:
+    """Raises SettingsError, with the nearest size that will do, where a model cannot draw pictures of that size."""
+    sizes = layout(model)
+    for name, side in (("width", width), ("height", height)):
+        if side % sizes.side_step:
+            low = side // sizes.side_step * sizes.side_step
+            nearest = f"{low} or {low + sizes.side_step}" if low else f"{sizes.side_step}"
+            raise SettingsError(f"{name} is {side} px, and this base model needs a multiple of {sizes.side_step}; use "
+                                f"{nearest}.")  # fmt: skip
+        if sizes.largest_px and side > sizes.largest_px:
+            raise SettingsError(f"{name} is {side} px, and this base model draws {sizes.largest_px} px at most.")
 
 
 def check_pair(base_model: str, refiner_model: str) -> None:

@@ -8,6 +8,7 @@ from lace_lora import annotate, data_utils
 from lace_lora.check_report import CheckReport
 from lace_lora.config import Config
 from lace_lora.errors import LaceError
+from lace_lora.families import known
 from lace_lora.own_folders import is_away
 from lace_lora.rules_of_thumb import ADVISED_SIDE_PX
 from lace_lora.run_folder import RunFolder
@@ -25,8 +26,8 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
     """
     report = data_utils.check_images(
         settings.images_dir, set(settings.image_types), int(settings.resolution), cache_dir=settings.cache_dir,
-        drive_mount_path=settings.drive_mount_path, steps=int(settings.max_train_steps), progress=progress,
-        say=say,
+        drive_mount_path=settings.drive_mount_path, steps=int(settings.max_train_steps),
+        family=known.family_of(settings.pretrained_model), progress=progress, say=say,
     )  # fmt: skip
     notes: list[str] = []
     try:
@@ -35,8 +36,11 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
         captions, notes = {}, [str(error)]
     told = [replace(record, caption=captions.get(record.name, "")) for record in report.records]
     report = replace(report, records=tuple(told), notes=(*report.notes, *notes))
+    own = known.side_px(settings.pretrained_model)
     if int(settings.resolution) < ADVISED_SIDE_PX:
-        say(f"! judged at {settings.resolution} px, as the miniature learns; for SDXL check with resolution 1024")
+        more = f"as set; the base model's own is {own}"
+        more = "as the miniature learns; for SDXL check with resolution 1024" if own < ADVISED_SIDE_PX else more
+        say(f"! judged at {settings.resolution} px, {more}")
     try:
         say(f"check     all of it in {report.write(folder_of(settings)).parent}")
     except LaceError as error:

@@ -6,13 +6,15 @@ and nothing is paid for twice.
 
 from collections.abc import Callable
 
-from lace_lora import cache, checkpoint, config_text, estimate, journal, landing, mirror, own_folders, stopping
+from lace_lora import cache, checkpoint, config_text, estimate, journal, landing, mirror, own_folders, presets, stopping
 from lace_lora import examples as words_and_pictures
 from lace_lora.adapter import Adapter, AdapterFacts
 from lace_lora.backends import Place, Trained, Training, records
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
 from lace_lora.errors import LaceError, RunError, SettingsError
+from lace_lora.families import known
+from lace_lora.families.layouts import FAMILIES
 from lace_lora.file_names import public_name
 from lace_lora.journal import Journal
 from lace_lora.run_folder import RunFolder
@@ -32,6 +34,7 @@ def run(config: Config, place: Place, say: Say = print) -> Adapter:
     if place.train is None:
         raise SettingsError(f"backend {config.backend} trains no LoRA. Set backend to local, comfyui or replicate.")
     settings = estimate.prepare(config, machine_with(place.gpu(config) or USUAL_GPU), say).config
+    _check_family(settings, place)
     kept = RunFolder.of(settings)
     own_folders.check_drive("lora_output_dir", kept.root.parent, settings.drive_mount_path)
     kept.create()
@@ -84,6 +87,18 @@ def _trained(
     return found
 
 
+def _check_family(settings: Config, place: Place) -> None:
+    """Raises SettingsError for a base model of a family that the place does not train; SDXL's name stands in every file
+    and asks for nothing there."""
+    wanted, made = known.family_of(settings.pretrained_model), place.family(settings)
+    if wanted not in (made, presets.USUAL):
+        raise SettingsError(
+            f"pretrained_model {public_name(settings.pretrained_model)} is {FAMILIES[wanted]}, and backend "
+            f"{settings.backend} would train a LoRA for {FAMILIES.get(made, made)}. Set backend local, or choose what "
+            "fits: pretrained_model, and at Replicate backend_trainer."
+        )
+
+
 def _check_same(folder: RunFolder, record: Journal) -> None:
     """Raises RunError where another training is under way for this run: it must not be paid for and forgotten."""
     under_way = records.read(folder.elsewhere)
@@ -96,9 +111,10 @@ def _check_same(folder: RunFolder, record: Journal) -> None:
 
 def _facts(settings: Config, record: Journal, trained: Trained) -> AdapterFacts:
     """What is known of a LoRA that somebody else made; its alpha stands in its own tensors."""
+    is_named = known.family_of(settings.pretrained_model) == trained.family
     return AdapterFacts(
         family=trained.family,
-        base_model=public_name(settings.pretrained_model) if trained.family == "sdxl" else trained.family,
+        base_model=public_name(settings.pretrained_model) if is_named else trained.family,
         rank=settings.rank,
         alpha=float(settings.lora_alpha()),
         lora_targets=(f"as {trained.made_by} chooses",),

@@ -99,7 +99,9 @@ def read(path: str | Path, base_model: str | None = None) -> Foreign:
         )
     shapes, header = _opened(file)
     own = _own_facts(header)
-    _check_family(file, own, base_model)
+    if own is not None and own.family != sdxl.FAMILY:
+        return _own(adapters.load(file))  # whole or not at all: other programs' names are known for SDXL alone
+    _check_base(file, base_model)
     if own is not None and own.learns_token:
         return _own(_with_token(file, own))
     model = base_model if base_model and folders.is_here(base_model) else None
@@ -150,16 +152,14 @@ def title_of(path: Path) -> str:
 # -- inside --
 
 
-def _check_family(file: Path, own: AdapterFacts | None, base_model: str | None) -> None:
-    """Layers of other programs' files are known for SDXL alone; of other families a run of ours can be read whole."""
-    of_file = own.family if own is not None else sdxl.FAMILY
-    of_base = known.family_of(base_model) if base_model else sdxl.FAMILY
-    for family in (of_file, of_base):
-        if family != sdxl.FAMILY:
-            raise AdapterError(
-                f"{printable(file)}: single LoRA files are read for SDXL alone, and this is for "
-                f"{families.FAMILIES.get(family, family)}. Give the folder of a run instead."
-            )
+def _check_base(file: Path, base_model: str | None) -> None:
+    """A file that does not say that it is of our own making is read by SDXL's layers."""
+    family = known.family_of(base_model) if base_model else sdxl.FAMILY
+    if family != sdxl.FAMILY:
+        raise AdapterError(
+            f"{printable(file)} is read as a LoRA for SDXL, and {base_model} is {families.FAMILIES[family]}: of other "
+            "base models only LoRAs that were trained here are read. Choose one of those, or a base model of SDXL."
+        )
 
 
 def _own(adapter: Adapter) -> Foreign:
@@ -167,7 +167,7 @@ def _own(adapter: Adapter) -> Foreign:
     words = foreign_words.Words((facts.concept_token,) if facts.concept_token else (), None, facts.base_model)
     parts = dict.fromkeys(name.partition(".")[0] for name in adapter.state)
     counts = {part: len(learnt.layers_of(adapter.state, part)) for part in (*foreign_names.PARTS, *parts)}
-    return Foreign(adapter, naming.OURS, words, counts, {})
+    return Foreign(adapter, adapters.format_of(facts.family), words, counts, {})
 
 
 def _with_token(file: Path, own: AdapterFacts) -> Adapter:

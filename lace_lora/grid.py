@@ -28,12 +28,13 @@ from lace_lora import (
     wanted,
 )
 from lace_lora.adapter import Adapter, AdapterFacts
+from lace_lora.batches import check_size
 from lace_lora.candidates import Candidate
 from lace_lora.cells import Cell, Work, cells_at, cells_of, draw, is_drawn, key_in, key_of
 from lace_lora.config import Config
 from lace_lora.counting import counted
 from lace_lora.errors import SettingsError
-from lace_lora.families import folders
+from lace_lora.families import known
 from lace_lora.families.layouts import layout
 from lace_lora.file_names import public_name
 from lace_lora.machine import Machine
@@ -198,11 +199,12 @@ def _prepared(
     """All that decides the pictures, and the folder: that of the same request, or a new one."""
     learnt = Adapter(rows[0].facts, {}, rows[0].file)
     drawn_from = _checked_seeds(settings, seeds or (settings.seed,))
-    for line in folders.fetch_notice(learnt.facts.base_model):
+    for line in known.fetch_notice(learnt.facts.base_model):
         say(line)
     base_model = order.base_model_of(settings, learnt, say)
     settings = order.within_family(settings.with_preset({"refine": "none"}), learnt, base_model, say)
     width, height = wanted.size_of(settings, learnt, base_model)
+    check_size(base_model, width, height)
     repeats.check_size(settings.repeat, width, height, layout(base_model).pixel_step)
     reader = families.reader(base_model)
     for line in queries.too_long(reader.cut_of(told), reader.fits):

@@ -28,7 +28,7 @@ from lace_lora import (
     wanted,
 )
 from lace_lora import order as orders
-from lace_lora.batches import batch_size, in_batches, texts_of
+from lace_lora.batches import batch_size, check_size, in_batches, texts_of
 from lace_lora.config import Config
 from lace_lora.file_names import public_name as public_name
 from lace_lora.machine import Machine
@@ -235,6 +235,7 @@ def compare_all(
     asked = [(prompt, seed) for prompt in prompts for seed in seeds]
     told, drawn_from = [prompt for prompt, _ in asked], [seed for _, seed in asked]
     width, height = wanted.size_of(settings, lora, base_model)
+    check_size(base_model, width, height)
     count, negatives = batch_size(base_model, width, height, machine), [settings.negative_prompt] * len(asked)
     batches = in_batches(told, negatives, drawn_from, width, height, count)
     sampled = orders.sampling_of(settings)

@@ -11,29 +11,18 @@ from typing import Any
 
 import yaml
 
+from lace_lora import families
 from lace_lora.adapter import AdapterFacts
 from lace_lora.counting import counted
 from lace_lora.demo import MODEL as DEMO_MODEL
+from lace_lora.families.published import GIVEN, LICENCES, UNKNOWN, Given, Licence
 from lace_lora.file_names import public_name
 from lace_lora.scores import Evaluation
 from lace_lora.workflow import Design
 
-# Licences as Hugging Face abbreviates them, of models that say so themselves on their pages.
-LICENCES = {
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
-    "stabilityai/stable-diffusion-xl-refiner-1.0": "openrail++",
-    DEMO_MODEL: "apache-2.0",
-}
-UNKNOWN = "unknown"
-TAGS = [
-    "text-to-image",
-    "diffusers",
-    "lora",
-    "template:sd-lora",
-    "stable-diffusion-xl",
-    "stable-diffusion-xl-diffusers",
-]
+TAGS = ("text-to-image", "diffusers", "lora", "template:sd-lora")
 _HOW = {"num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler", "lora_scale": "strength"}
+_LICENCE = re.compile(r"[\w.+-]{1,60}")
 _BAR = "\\|"
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -75,6 +64,16 @@ class Told:
         """The base model that it was made for, as its file says it."""
         return self.base_model if self.is_ours else self.facts.base_model
 
+    @property
+    def kind(self) -> str:
+        """The family of its base model, as a person calls it."""
+        return families.FAMILIES[self.facts.family]
+
+    @property
+    def given(self) -> Given:
+        """What others call it, and who reads it."""
+        return GIVEN[self.facts.family]
+
 
 def write(told: Told) -> str:
     """The whole README.md."""
@@ -83,17 +82,21 @@ def write(told: Told) -> str:
     return "\n".join(part.strip() + "\n" for part in parts if part)
 
 
-def licence_of(base_model: str) -> str:
+def licence_of(base_model: str) -> Licence:
     """The base model's own licence: a known one, or what the README.md of its folder states; else unknown."""
     if base_model in LICENCES:
         return LICENCES[base_model]
     try:
         text = (Path(base_model).expanduser() / "README.md").read_text(encoding="utf-8")
         found = re.match(r"---\n(.*?)\n---", text, re.S)
-        stated = yaml.safe_load(found[1]).get("license") if found else None
+        head = yaml.safe_load(found[1]) if found else {}
+        stated, name = head.get("license"), head.get("license_name")
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return UNKNOWN
-    return stated if isinstance(stated, str) and re.fullmatch(r"[\w.+-]{1,60}", stated) else UNKNOWN
+    if not isinstance(stated, str) or not _LICENCE.fullmatch(stated):
+        return UNKNOWN
+    is_named = stated == "other" and isinstance(name, str) and _LICENCE.fullmatch(name)
+    return Licence(stated, str(name) if is_named else "")
 
 
 def is_published(base_model: str) -> bool:
@@ -114,11 +117,14 @@ def example(told: Told) -> str:
     head += f'pipeline.load_lora_weights(".", weight_name="{weights}")\n'
     if told.facts.learns_token:
         head += _word(told.facts.concept_token)
-    said = f"{design.prompt!r}, negative_prompt={design.negative_prompt!r}"
+    family, said = families.named(told.facts.family), f"{design.prompt!r}"
+    if family.GUIDANCE == "classifier-free":
+        said += f", negative_prompt={design.negative_prompt!r}"
     said += f", width={design.width}, height={design.height}, num_inference_steps={design.num_inference_steps}"
     said += f", guidance_scale={design.guidance_scale:g}"
     if design.lora_scale != 1:
-        said += f', cross_attention_kwargs={{"scale": {design.lora_scale:g}}}'
+        kind = "cross" if family.DENOISER == "unet" else "joint"
+        said += f', {kind}_attention_kwargs={{"scale": {design.lora_scale:g}}}'
     return f'{head}pipeline({said}).images[0].save("design.png")\n'
 
 
@@ -149,11 +155,14 @@ def _front_matter(told: Told) -> str:
     named |= {"widget": widget} if widget else {}
     called = told.facts.instance_prompt or told.facts.concept_token
     named |= {"instance_prompt": called} if called else {}
+    licence = licence_of(told.made_for)
+    named |= {"license_name": licence.name} if licence.name else {}
+    named |= {"license_link": licence.link} if licence.link else {}
     data = ModelCardData(
-        license=licence_of(told.made_for),
+        license=licence.hub,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=TAGS,
+        tags=[*TAGS, *told.given.tags],
         **named,
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -172,11 +181,11 @@ def _about(told: Told) -> str:
     ]
     # In a table a bar ends a cell, in code too.
     table = "\n".join(f"| {name} | {value.replace('|', _BAR)} |" for name, value in rows)
-    what = "A LoRA for Stable Diffusion XL, made with Lace LoRA."
+    what = f"A LoRA for {told.kind}, made with Lace LoRA."
     if told.base_model == DEMO_MODEL:
         what = "A rehearsal: a LoRA for the miniature model that ships with Lace LoRA. No other model can draw with it."
     elif not told.is_ours:
-        what = "A LoRA for Stable Diffusion XL, made with another program and packed by Lace LoRA."
+        what = f"A LoRA for {told.kind}, made with another program and packed by Lace LoRA."
     return f"{what}\n\n| | |\n|---|---|\n{table}\n"
 
 
@@ -225,11 +234,14 @@ def _use(told: Told) -> str:
                "prompts."  # fmt: skip
     if told.facts.use_dora:
         word += " ComfyUI computes DoRA a little differently from diffusers, so pictures differ a little there."
+    if design.family in ("sd35", "flux"):
+        word += " It must be one that holds its text encoders too; where its weights are rounded to 8 bits, as they " \
+                "usually are, pictures differ a little."  # fmt: skip
     others = (
         f"**ComfyUI**: copy `{lora}` to `models/loras`, then drop `comfyui_workflow.json` on the page. It asks for the "
         f"checkpoint {checkpoints}; choose yours where it has another name. `comfyui_workflow_api.json` is the same "
         f"for programs.{word}\n\n"
-        f"**A1111, Forge and the like**: copy `{lora}` to `models/Lora` and write "
+        f"**{told.given.programs}**: copy `{lora}` to `models/Lora` and write "
         f"{_code(f'<lora:{Path(lora).stem}:{design.lora_scale:g}> {design.prompt}')}."
     )
     if told.base_model == DEMO_MODEL:
@@ -253,7 +265,9 @@ def _files(files: Mapping[str, str]) -> str:
 def _rights(told: Told) -> str:
     licence, base = licence_of(told.made_for), _code(public_name(told.made_for))
     stated = (
-        f"{base} is under the licence {_code(licence)}" if licence != UNKNOWN else f"The licence of {base} is not known"
+        f"{base} is under the licence {_code(str(licence))}"
+        if licence != UNKNOWN
+        else f"The licence of {base} is not known"
     )
     if not told.is_ours:
         stated = "The licence of the base model is not known" if licence == UNKNOWN else stated

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lace_lora import adapter as adapters
 from lace_lora import families, finishing, queries, repeats, sheet, stages, wanted
-from lace_lora.batches import Batch, batch_size, check_pair
+from lace_lora.batches import Batch, batch_size, check_pair, check_size
 from lace_lora.between_stages import Pictures
 from lace_lora.conditions import forces_zeros
 from lace_lora.config import Config
 from lace_lora.errors import ModelError, PicturesError, SettingsError
-from lace_lora.families import folders, limits
+from lace_lora.families import folders, known, limits
 from lace_lora.families import vae as other_vae
 from lace_lora.families.folders import identity
 from lace_lora.families.layouts import layout
@@ -114,11 +114,11 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     shard = shard_of(config)
     run = RunFolder.of(config)
     lora = adapters.load(run.root)
-    for line in folders.fetch_notice(lora.facts.base_model):
+    for line in known.fetch_notice(lora.facts.base_model):
         say(line)
     base_model = base_model_of(config, lora, say)
     config = within_family(config, lora, base_model, say)
-    for line in folders.fetch_notice(config.refiner_model) if config.refine != "none" else ():
+    for line in known.fetch_notice(config.refiner_model) if config.refine != "none" else ():
         say(line)
     refining, refiner_model = _refining(config, base_model)
     precision, why = machine.precision(config.mixed_precision)
@@ -199,6 +199,7 @@ def _check(
     """Refuse sizes that do not join or cannot be finished, and say what prompts lose, before anything is loaded."""
     step = math.lcm(*(layout(model).pixel_step for model in models))
     for width, height in dict.fromkeys((one.width, one.height) for one in pictures):
+        check_size(models[0], width, height)
         repeats.check_size(config.repeat, width, height, step)
         Finishing.of(config).check(config.repeat, (width, height))
     if pictures[0].start_digest is not None:
@@ -258,7 +259,7 @@ def within_family(config: Config, lora: adapters.Adapter, base_model: str, say: 
     if lora.facts.family != family:
         made_for, found = (families.FAMILIES[one] for one in (lora.facts.family, family))
         raise ModelError(f"The adapter was made for {made_for}, and {base_model} is {found}. Set pretrained_model.")
-    within, lines = limits.within(config, family)
+    within, lines = limits.within(config, family, limits.DRAWING)
     for line in lines:
         say(line)
     return within

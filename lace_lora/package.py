@@ -33,7 +33,9 @@ from lace_lora import (
 )
 from lace_lora.adapter import Adapter
 from lace_lora.config import Config, load
-from lace_lora.errors import RunError, SettingsError
+from lace_lora.errors import LaceError, RunError, SettingsError
+from lace_lora.families import folders, known, limits
+from lace_lora.families.published import GIVEN
 from lace_lora.file_names import printable, public_name
 from lace_lora.model_card import Sample
 from lace_lora.run_folder import RunFolder
@@ -109,7 +111,7 @@ def _write_all(place: Path, folder: RunFolder, lora: Adapter, shows_photographs:
     samples = list(_samples(place, folder, settings, shows_photographs, say))
     design = design_of(lora, folder.name, samples, settings)
     files = {
-        folder.adapter_for_tools.name: "the LoRA for ComfyUI, A1111, Forge and the like",
+        folder.adapter_for_tools.name: f"the LoRA for ComfyUI, {GIVEN[lora.facts.family].programs}",
         folder.adapter_weights.name: "the same LoRA for diffusers",
         folder.adapter_card.name: "what it is: rank, alpha, trigger word, checksums, versions",
     }
@@ -142,31 +144,36 @@ def design_of(lora: Adapter, name: str, samples: list[Sample], settings: Config 
 
     name  of the run, which is that of the LoRA's file
     """
-    facts, said = lora.facts, settings or Config()
+    facts, said, base_model = lora.facts, settings or Config(), _base_model(lora, settings)
+    changed = limits.changes(said, facts.family, frozenset(), limits.DRAWING)
+    said = said.with_preset({one.setting: one.value for one in changed})
+    side = facts.resolution or known.side_px(base_model)
     first = samples[0].details if samples else {}
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "scheduler", "lora_scale", "refine")
-    known: dict[str, Any] = {one: getattr(said, one) for one in (*names, "refiner_start", "refine_strength", "seed")}
-    known |= {
+    drawn: dict[str, Any] = {one: getattr(said, one) for one in (*names, "refiner_start", "refine_strength", "seed")}
+    drawn |= {
         "prompt": facts.instance_prompt
         or facts.concept_token
         or (said.instance_prompt if facts.versions else said.class_prompt),
         "refiner_prompt": facts.class_prompt or said.class_prompt,
-        "width": said.width or facts.resolution or 1024,
-        "height": said.height or facts.resolution or 1024,
+        "width": said.width or side,
+        "height": said.height or side,
     }
-    known |= {one: first[one] for one in known if first.get(one) is not None}
-    known["scheduler"] = known["scheduler"] if known["scheduler"] in workflow.SAMPLERS else "dpmpp_2m"
+    drawn |= {one: first[one] for one in drawn if first.get(one) is not None}
+    drawn["scheduler"] = drawn["scheduler"] if drawn["scheduler"] in workflow.SAMPLERS else said.scheduler
     refiner = public_name(str(first.get("refiner_model") or said.refiner_model))
     return Design(
-        **known,
-        checkpoint=workflow.checkpoint_of(public_name(_base_model(lora, settings))),
+        **drawn,
+        checkpoint=workflow.checkpoint_of(public_name(base_model)),
         lora_name=RunFolder(Path(name)).adapter_for_tools.name,
-        text_scale=known["lora_scale"] if facts.train_text_encoder else 0.0,
-        refiner=workflow.checkpoint_of(refiner) if known["refine"] != "none" else None,
+        text_scale=drawn["lora_scale"] if facts.train_text_encoder else 0.0,
+        refiner=workflow.checkpoint_of(refiner) if drawn["refine"] != "none" else None,
         save_as=name,
         concept_token=facts.concept_token,
         embedding=f"{name}_word" if facts.learns_token else None,
         predicts_v=facts.prediction_type == "v_prediction",
+        family=facts.family,
+        shifts_by_size=facts.family == "flux" and _shifts_by_size(base_model),
     )
 
 
@@ -178,6 +185,17 @@ def public_settings(settings: Config) -> str:
 
 
 # -- inside --
+
+
+def _shifts_by_size(base_model: str) -> bool:
+    """Whether the steps of a Flux depend on the size, by its scheduler where it is here: dev's do, schnell's not."""
+    try:
+        if folders.is_here(base_model):
+            told = folders.part_config(folders.model_folder(base_model), "scheduler")
+            return bool(told.get("use_dynamic_shifting"))
+    except LaceError:  # damaged, which is said where it is drawn with
+        pass
+    return "schnell" not in base_model.casefold()
 
 
 def _samples(

@@ -363,7 +363,7 @@ def side_by_side(plans: dict[str, Plan]) -> str:
 def _short(value: object) -> str:
     """A value in few words: a list as its items, or as their number where they are many."""
     if not isinstance(value, tuple):
-        return str(value)
+        return "empty" if value == "" else str(value)
     return " ".join(map(str, value)) if len(value) <= 2 else f"({len(value)} of them)"
 
 

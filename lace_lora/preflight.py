@@ -7,7 +7,7 @@ from pathlib import Path
 from lace_lora import colab, data_utils, demo, estimate, install, own_folders, places, presets
 from lace_lora.config import Config
 from lace_lora.errors import LaceError
-from lace_lora.families import folders
+from lace_lora.families import folders, known, limits
 from lace_lora.machine import Machine
 from lace_lora.presets import Settled
 
@@ -16,7 +16,6 @@ Row = tuple[str, str, bool, str]  # name, what was found, whether that will do, 
 # Versions worth reading in a report of a fault; the others are checked too, but shown only when they are wrong.
 SHOWN = ("torch", "diffusers", "transformers", "peft", "accelerate", "ipywidgets")
 
-MODEL_GB = 7  # of what is fetched of an SDXL model or its refiner, in halves
 TOKEN = "HF_TOKEN"
 # Models on Hugging Face by the beginning of their names, and the licence that has to be accepted there before they can
 # be fetched. All others that are named here need no account. As their pages said in November 2026.
@@ -42,9 +41,9 @@ GPU_MINUTES = "Setting up needs no GPU, and its minutes count while it is attach
 def rows(settled: Settled, machine: Machine) -> list[Row]:
     """What was found, what will do, and what to click or type where it will not."""
     models = _models(settled)
-    to_fetch = [model for model in models if folders.fetch_notice(model)]
+    to_fetch = [model for model in models if folders.is_to_fetch(model)]
     return [
-        *_machine(machine, MODEL_GB * len(to_fetch)),
+        *_machine(machine, sum(map(known.fetch_gb, to_fetch))),
         *_libraries(),
         *_packages(settled, machine),
         *(_licence(model, model in to_fetch) for model in models),
@@ -91,6 +90,10 @@ def _packages(settled: Settled, machine: Machine) -> list[Row]:
 def _models(settled: Settled) -> list[str]:
     """The models that this job uses, each once."""
     config = settled.config
+    try:
+        config, _ = limits.within(config, known.family_of(config.pretrained_model), limits.DRAWING)
+    except LaceError:
+        pass  # said by the plan, and by the model's own row
     refiner = config.refiner_model if config.refine != "none" else None
     names = [config.pretrained_model, refiner]
     return list(dict.fromkeys(name for name in names if name))
@@ -107,7 +110,7 @@ def _licence(model: str, is_to_fetch: bool) -> Row:
         except LaceError as error:
             return "model", model, False, str(error)
         return "model", f"{model}, on this machine", True, ""
-    size = f"{model}, about {MODEL_GB} GB to fetch once"
+    size = f"{model}, about {known.fetch_gb(model):g} GB to fetch once"
     if gate is None:
         licence = f", {OPEN[model]}, no account needed" if model in OPEN else ", if its page asks for nothing"
         return "model", size + licence, True, ""

@@ -28,6 +28,8 @@ from lace_lora.commissions import Limits
 from lace_lora.config import Config
 from lace_lora.declarations import choices_of
 from lace_lora.errors import LaceError
+from lace_lora.families import known as known_models
+from lace_lora.families.layouts import FAMILIES
 from lace_lora.file_names import without_folders
 from lace_lora.gate import Gate
 from lace_lora.job_records import CANCELLED, FAILED, Job, Picture
@@ -70,7 +72,7 @@ def page(drawing: Service, facts: Facts, config: Config, limits: Limits, folder:
     folder   where copies of pictures lie from which Gradio takes its own
     """
     known = facts()
-    side = int(known["resolution"]) or 1024
+    side = int(known["resolution"]) or known_models.side_px(config.pretrained_model)
     model = commissions.commission_model(config, limits)
 
     def draw(prompt: str, number: float, shape: str, seed: float, scale: float, repeat: str) -> Iterator[Shown]:
@@ -175,7 +177,7 @@ def space_files(
     return {
         "app.py": app,
         "requirements.txt": f"{needed}\n",
-        "README.md": f"---\n{words}---\n\n# {title}\n\n{_ABOUT.format(folder=run_folder, base=base_model)}\n",
+        "README.md": f"---\n{words}---\n\n# {title}\n\n{_about(run_folder, base_model)}\n",
     }
 
 
@@ -189,7 +191,18 @@ def size_of(shape: str, side: int) -> tuple[int, int]:
 
 _ABOUT = """New designs in a style that was learnt from photographs, drawn with {base} and a LoRA in `{folder}`.
 
-The page needs a GPU for SDXL (a T4 with 15 GB will do); the miniature demo model runs on the free CPU."""
+{needs}; the miniature demo model runs on the free CPU."""
+_NEEDS = {
+    "sdxl": "The page needs a GPU for SDXL (a T4 with 15 GB will do)",
+    "sd15": "The page needs a GPU (a T4 with 15 GB will do)",
+}
+_NEEDS_A_LARGE_ONE = "The page needs a GPU for {kind}, larger than a T4: `lace-lora plan` says which will do"
+
+
+def _about(folder: str, base_model: str) -> str:
+    family = known_models.family_of(base_model)
+    needs = _NEEDS.get(family) or _NEEDS_A_LARGE_ONE.format(kind=FAMILIES[family])
+    return _ABOUT.format(folder=folder, base=base_model, needs=needs)
 
 
 def _wheel() -> str:

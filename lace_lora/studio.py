@@ -4,16 +4,18 @@ Everything goes through `inference`, as `lace-lora generate` does: the same shee
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lace_lora import adapter as adapters
-from lace_lora import commissions, inference, order, presets
+from lace_lora import commissions, inference, order, presets, wanted
+from lace_lora.batches import check_size
 from lace_lora.commissions import Limits
 from lace_lora.config import Config, nearest
 from lace_lora.errors import AdapterError
-from lace_lora.families import family_of, folders, limits
+from lace_lora.families import family_of, folders
+from lace_lora.families import limits as of_families
 from lace_lora.figures import Watch
 from lace_lora.file_names import printable, public_name
 from lace_lora.job_records import Picture
@@ -32,7 +34,7 @@ Say = Callable[[str], None]
 class Studio:
     """One adapter and all that draws with it.
 
-    config  settled; what a request leaves out is as it says
+    config  settled, for the family of the adapter; what a request leaves out is as it says
     shelf   where models stay from one request to the next, as far as there is room
     """
 
@@ -40,7 +42,7 @@ class Studio:
     limits: Limits
     shelf: Shelf
     say: Say
-    _seen: tuple[tuple[int, int], dict[str, Any]] | None = field(default=None, repr=False)
+    _seen: tuple[tuple[int, int], dict[str, Any], adapters.Adapter] | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, named: str | None, config: Config, limits: Limits, say: Say = print) -> "Studio":
@@ -49,7 +51,8 @@ class Studio:
         named  a run in lora_output_dir, a run's folder, or a folder or file with an adapter; its sheets are written
                beside it
 
-        Raises AdapterError where there is no adapter, or none that can be used.
+        Raises AdapterError where there is no adapter, or none that can be used, and SettingsError for what a person
+        set and its family cannot do.
         """
         machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
         settled = presets.settle(config, machine)
@@ -59,6 +62,11 @@ class Studio:
         if named:
             root = find(named, found.lora_output_dir).root
             found = found.model_copy(update={"lora_output_dir": str(root.parent), "run_name": root.name})
+        found, lines = of_families.within(
+            found, adapters.load(RunFolder.of(found).root).facts.family, of_families.DRAWING
+        )
+        for line in lines:
+            say(line)
         shelf = Shelf.of(machine, say)
         studio = cls(found, limits, shelf, say)
         studio.facts()
@@ -79,16 +87,22 @@ class Studio:
         looked = file.stat() if file.is_file() else None
         seen = (looked.st_mtime_ns, looked.st_size) if looked else None
         if self._seen is None or seen is None or self._seen[0] != seen:
-            facts = _facts(self.run.name, adapters.load(self.run.root))
-            self._seen = (seen or (0, 0), facts)
+            lora = adapters.load(self.run.root)
+            self._seen = (seen or (0, 0), _facts(self.run.name, lora), replace(lora, state={}))
         return self._seen[1]
 
     def check(self, asked: Mapping[str, Any]) -> None:
-        """Raises SettingsError for steps that would leave the base or the refiner none."""
-        config, model = commissions.settings_of(asked, self.config, "served"), self.config.pretrained_model
-        if not folders.is_here(model):
+        """Raises SettingsError for what cannot be drawn: steps of which the base or the refiner gets none, a size."""
+        config = commissions.settings_of(asked, self.config, "served")
+        self.facts()
+        assert self._seen is not None
+        lora = self._seen[2]
+        of_families.changes(config, lora.facts.family, group=of_families.DRAWING)
+        made_for = lora.facts.base_model
+        model = made_for if folders.is_here(made_for) else self.config.pretrained_model
+        if not folders.is_here(model) or family_of(model) != lora.facts.family:
             return
-        config, _ = limits.within(config, family_of(model))
+        check_size(model, *wanted.size_of(config, lora, model))
         if config.refine != "none":
             order.refiner_begins(config, model, Refining(config.refine, config.refiner_start, config.refine_strength))
 

@@ -38,7 +38,7 @@ from lace_lora.adapter import Adapter
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
 from lace_lora.examples import Preprocess as Preprocess
-from lace_lora.families import folders, memory
+from lace_lora.families import known, memory
 from lace_lora.families.quiet import quiet
 from lace_lora.journal import Journal
 from lace_lora.launch import command as command
@@ -113,7 +113,7 @@ def _run_here(
     dtype, device = stages.DTYPES[plan.precision], together.device
 
     # Check: pictures and captions, and what is in the run's folder already.
-    for line in folders.fetch_notice(settings.pretrained_model):
+    for line in known.fetch_notice(settings.pretrained_model):
         say(line)
     with together.first_alone():
         found = words_and_pictures.read(settings, say, preprocess)

@@ -105,7 +105,8 @@ def pictures(config: Config, run: RunFolder, lora: adapters.Adapter, models: Mod
 
 def size_of(config: Config, lora: adapters.Adapter, base_model: str) -> tuple[int, int]:
     """Width and height: as set, else the side that the adapter learnt, else the base model's own."""
-    side = lora.facts.resolution or layout(base_model).side_px
+    sizes = layout(base_model)
+    side = (lora.facts.resolution or sizes.side_px) // sizes.side_step * sizes.side_step
     return config.width or side, config.height or side
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lace_lora.families.published import CHECKPOINTS
+
 Node = dict[str, Any]
 Workflow = dict[str, Node]
 Link = list[Any]
@@ -21,13 +23,34 @@ SAMPLERS = {
     "euler": ("euler", "normal"),
     "ddim": ("ddim", "ddim_uniform"),
 }
-# The files in which these models are published for ComfyUI.
-CHECKPOINTS = {
-    "stabilityai/stable-diffusion-xl-base-1.0": "sd_xl_base_1.0.safetensors",
-    "stabilityai/stable-diffusion-xl-refiner-1.0": "sd_xl_refiner_1.0.safetensors",
-}
 LAST_STEP = 10_000  # of KSamplerAdvanced: to the end, however many there are
 _OF_PROMPTS = re.compile(r"([\\()])")  # signs with a meaning of their own in ComfyUI's prompts
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """With which nodes ComfyUI draws as a family's own pipeline does.
+
+    latents      the node of an empty picture with as many channels as the family's
+    has_zeros    whether no negative prompt means zeros, as SDXL's base was trained, and not the empty text
+    is_told      whether it is told in one pass how strictly to follow, and nothing to avoid
+    schedule     of the steps, where it is another than the sampler's usual one
+    """
+
+    latents: str = "EmptyLatentImage"
+    has_zeros: bool = False
+    is_told: bool = False
+    schedule: str = ""
+
+
+_KINDS = {
+    "sdxl": _Kind(has_zeros=True),
+    "sd15": _Kind(),
+    "sd35": _Kind("EmptySD3LatentImage"),
+    # simple takes even steps from 1 down to 1/steps and then shifts them, as FluxPipeline does.
+    "flux": _Kind("EmptySD3LatentImage", has_zeros=True, is_told=True, schedule="simple"),
+}
+_SHIFTS = {"max_shift": 1.15, "base_shift": 0.5}  # of Flux-dev, for 4096 and for 256 places
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,8 @@ class Design:
     save_as          beginning of the name under which ComfyUI keeps the pictures; None keeps them until it ends
     embedding        name of the file that holds a learnt concept token, which stands in the prompts for concept_token
     predicts_v       whether the base model predicts v, which its checkpoint may not say
+    family           of the base model
+    shifts_by_size   whether its schedule depends on the size, as Flux-dev's does
     """
 
     checkpoint: str
@@ -65,6 +90,8 @@ class Design:
     embedding: str | None = None
     concept_token: str = ""
     predicts_v: bool = False
+    family: str = "sdxl"
+    shifts_by_size: bool = False
 
     @property
     def handover(self) -> int:
@@ -91,14 +118,12 @@ def design(asked: Design) -> Drawing:
     nodes: Workflow = {}
     model, clip, vae = _base(nodes, asked)
     positive = _text(nodes, "Prompt", clip, _words(asked.prompt, asked))
-    # SDXL's base was trained with zeros for "no negative prompt", not with the empty text.
-    negative = (
-        _text(nodes, "What you do not want", clip, _words(asked.negative_prompt, asked))
-        if asked.negative_prompt.strip()
-        else [_add(nodes, "ConditioningZeroOut", "No negative prompt", conditioning=positive), 0]
-    )
+    negative = _negative(nodes, asked, clip, positive)
+    if _KINDS[asked.family].is_told:
+        told_how = {"conditioning": positive, "guidance": asked.guidance_scale}
+        positive = [_add(nodes, "FluxGuidance", "How strictly it follows", **told_how), 0]
     size = {"width": asked.width, "height": asked.height, "batch_size": 1}
-    empty = [_add(nodes, "EmptyLatentImage", "Size", **size), 0]
+    empty = [_add(nodes, _KINDS[asked.family].latents, "Size", **size), 0]
     two_stages = asked.refiner is not None and asked.refine == "ensemble"
     if not two_stages:
         drawn = [_sampler(nodes, "Draw", asked, model, positive, negative, empty, denoise=1.0), 0]
@@ -150,6 +175,9 @@ def _base(nodes: Workflow, asked: Design) -> tuple[Link, Link, Link]:
     if asked.predicts_v:
         changed = {"model": model, "sampling": "v_prediction", "zsnr": False}
         model = [_add(nodes, "ModelSamplingDiscrete", "It predicts v", **changed), 0]
+    if asked.shifts_by_size:
+        changed = {"model": model, **_SHIFTS, "width": asked.width, "height": asked.height}
+        model = [_add(nodes, "ModelSamplingFlux", "Steps for this size", **changed), 0]
     if asked.lora_name is None:
         return model, clip, vae
     styled = _add(
@@ -161,6 +189,13 @@ def _base(nodes: Workflow, asked: Design) -> tuple[Link, Link, Link]:
 
 def _text(nodes: Workflow, title: str, clip: Link, text: str) -> Link:
     return [_add(nodes, "CLIPTextEncode", title, clip=clip, text=text), 0]
+
+
+def _negative(nodes: Workflow, asked: Design, clip: Link, positive: Link) -> Link:
+    """What is not wanted, or what says that nothing is."""
+    if _KINDS[asked.family].has_zeros and not asked.negative_prompt.strip():
+        return [_add(nodes, "ConditioningZeroOut", "No negative prompt", conditioning=positive), 0]
+    return _text(nodes, "What you do not want", clip, _words(asked.negative_prompt, asked))
 
 
 def _refiner(nodes: Workflow, asked: Design) -> tuple[Link, Link, Link, Link]:
@@ -180,11 +215,11 @@ def _sampler(
     nodes: Workflow, title: str, asked: Design, model: Link, positive: Link, negative: Link, latent: Link, *,
     denoise: float,
 ) -> str:  # fmt: skip
-    name, schedule = SAMPLERS[asked.scheduler]
+    (name, schedule), kind = SAMPLERS[asked.scheduler], _KINDS[asked.family]
     return _add(
         nodes, "KSampler", title, model=model, positive=positive, negative=negative, latent_image=latent,
-        seed=asked.seed, steps=asked.num_inference_steps, cfg=asked.guidance_scale, sampler_name=name,
-        scheduler=schedule, denoise=denoise,
+        seed=asked.seed, steps=asked.num_inference_steps, cfg=1.0 if kind.is_told else asked.guidance_scale,
+        sampler_name=name, scheduler=kind.schedule or schedule, denoise=denoise,
     )  # fmt: skip
 
 

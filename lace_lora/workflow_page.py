@@ -25,11 +25,14 @@ _SAMPLED = {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITION
 KINDS = {
     "CheckpointLoaderSimple": Kind({}, ("ckpt_name",), ("MODEL", "CLIP", "VAE")),
     "ModelSamplingDiscrete": Kind({"model": "MODEL"}, ("sampling", "zsnr"), ("MODEL",)),
+    "ModelSamplingFlux": Kind({"model": "MODEL"}, ("max_shift", "base_shift", "width", "height"), ("MODEL",)),
     "LoraLoader": Kind(
         {"model": "MODEL", "clip": "CLIP"}, ("lora_name", "strength_model", "strength_clip"), ("MODEL", "CLIP")
     ),
     "CLIPTextEncode": Kind({"clip": "CLIP"}, ("text",), ("CONDITIONING",)),
     "ConditioningZeroOut": Kind({"conditioning": "CONDITIONING"}, (), ("CONDITIONING",)),
+    "FluxGuidance": Kind({"conditioning": "CONDITIONING"}, ("guidance",), ("CONDITIONING",)),
+    "EmptySD3LatentImage": Kind({}, ("width", "height", "batch_size"), ("LATENT",)),
     "EmptyLatentImage": Kind({}, ("width", "height", "batch_size"), ("LATENT",)),
     "KSampler": Kind(_SAMPLED, ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"), ("LATENT",)),
     "KSamplerAdvanced": Kind(

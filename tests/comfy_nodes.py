@@ -43,12 +43,15 @@ def main(checkout: str, files: list[str]) -> None:
 
     started.cpu = True
     import nodes
-    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+    from comfy_extras.nodes_flux import FluxGuidance
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingFlux
+    from comfy_extras.nodes_sd3 import EmptySD3LatentImage
 
-    known = nodes.NODE_CLASS_MAPPINGS | {"ModelSamplingDiscrete": ModelSamplingDiscrete}
+    more = (ModelSamplingDiscrete, ModelSamplingFlux, FluxGuidance, EmptySD3LatentImage)
+    known = nodes.NODE_CLASS_MAPPINGS | {kind.__name__: kind for kind in more}
     fields = {}
     for name in ("CheckpointLoaderSimple", "ModelSamplingDiscrete", "LoraLoader", "CLIPTextEncode",
-                 "ConditioningZeroOut", "EmptyLatentImage", "KSampler", "KSamplerAdvanced", "VAEDecode",
+                 "ConditioningZeroOut", "EmptyLatentImage", "ModelSamplingFlux", "FluxGuidance", "EmptySD3LatentImage", "KSampler", "KSamplerAdvanced", "VAEDecode",
                  "SaveImage"):  # fmt: skip
         asked = known[name].INPUT_TYPES()["required"]
         fields[name] = [one for one, kind in asked.items() if not str(kind[0]).isupper() or kind[0] in

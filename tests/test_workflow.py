@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 
 from lace_lora import workflow, workflow_page
+from lace_lora.families.layouts import FAMILIES
 from lace_lora.workflow import Design
 from tests.fake_comfyui import RECORDED
 
@@ -39,6 +40,8 @@ def designs():
         refiner_start=st.floats(0.01, 0.99),
         save_as=st.sampled_from([None, "lace"]),
         predicts_v=st.booleans(),
+        family=st.sampled_from(sorted(FAMILIES)),
+        shifts_by_size=st.booleans(),
     )
 
 
@@ -132,6 +135,58 @@ def test_no_negative_prompt_is_zeros_for_the_base_and_an_empty_text_for_the_refi
     told, positive, negative = nodes_of(drawing, "CLIPTextEncode")
     assert drawing.workflow[zeros["conditioning"][0]]["inputs"] == told and told["text"] == "lace"
     assert (positive["text"], negative["text"]) == ("lace", "")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35"])
+def test_no_negative_prompt_is_the_empty_text_for_the_families_that_learnt_so(family):
+    """P25, P20: zeros would draw other pictures than their pipelines do."""
+    drawing = workflow.design(Design(BASE, "lace", 0, 8, 8, family=family))
+    assert not nodes_of(drawing, "ConditioningZeroOut")
+    assert [one["text"] for one in nodes_of(drawing, "CLIPTextEncode")] == ["lace", ""]
+
+
+@pytest.mark.parametrize(
+    ("family", "latents"),
+    [("sd15", "EmptyLatentImage"), ("sd35", "EmptySD3LatentImage"), ("flux", "EmptySD3LatentImage")],
+)
+def test_a_picture_begins_with_as_many_channels_as_the_family_has(family, latents):
+    """P25, P20: four of the older models, sixteen of those that learn flow."""
+    drawing = workflow.design(Design(BASE, "lace", 0, 64, 64, family=family))
+    (sampler,) = nodes_of(drawing, "KSampler")
+    assert drawing.workflow[sampler["latent_image"][0]]["class_type"] == latents
+
+
+def test_flux_is_told_how_strictly_to_follow_and_takes_the_steps_of_its_size():
+    """P25, P20: in one pass, which cfg 1 is; FluxGuidance lies on the prompt, the shift before the LoRA."""
+    design = Design(BASE, "lace", 0, 64, 32, guidance_scale=3.5, scheduler="euler", lora_name="lace.safetensors",
+                    family="flux", shifts_by_size=True)  # fmt: skip
+    drawing = workflow.design(design)
+    (sampler,), (told,), (shift,) = (
+        nodes_of(drawing, kind) for kind in ("KSampler", "FluxGuidance", "ModelSamplingFlux")
+    )
+    assert (sampler["cfg"], sampler["sampler_name"], sampler["scheduler"]) == (1.0, "euler", "simple")
+    assert told["guidance"] == 3.5 and drawing.workflow[sampler["positive"][0]]["inputs"] == told
+    assert (shift["width"], shift["height"]) == (64, 32)
+    assert drawing.workflow[nodes_of(drawing, "LoraLoader")[0]["model"][0]]["inputs"] == shift
+
+
+def test_comfyuis_steps_of_flow_are_those_that_are_drawn_with_here(tmp_path):
+    """P25, P20: by hand, as ComfyUI's simple and normal schedules count them: even steps, then shifted."""
+    import math
+
+    from lace_lora.families import flow, flux, sd35
+    from tests import tiny_flow
+
+    dev, steps = tiny_flow.build_flux(tmp_path / "flux"), 5
+    places = 64 * 64 / 16**2
+    shift = math.exp((1.15 - 0.5) / (4096 - 256) * (places - 256) + 0.5)
+    simple = [flow.shifted(1 - step / steps, shift) for step in range(steps)] + [0.0]
+    sigmas = flux.make_sampler("euler", str(dev), steps, (8, 8)).sigmas.tolist()
+    assert sigmas == pytest.approx(simple, abs=1e-6)
+    medium = tiny_flow.build_sd35(tmp_path / "sd35")
+    least = flow.shifted(1 / 1000, 3.0)
+    normal = [flow.shifted(1 - step / (steps - 1) * (1 - least), 3.0) for step in range(steps)] + [0.0]
+    assert sd35.make_sampler("euler", str(medium), steps, (8, 8)).sigmas.tolist() == pytest.approx(normal, abs=1e-5)
 
 
 def test_a_base_that_predicts_v_is_told_so_before_the_lora():

@@ -91,6 +91,7 @@ class Place:
     train   gives the LoRA, or None when it was stopped
     models  with which models it draws; asked before anything else, so it may refuse what it cannot do
     cancel  ends the training that is kept in the run's elsewhere.json, and says what became of it
+    family  of the models for which it trains
     gpu     on which a training is planned (a name of `lace-lora plan --gpu`); None plans for this machine
     """
 
@@ -99,6 +100,7 @@ class Place:
     cancel: Callable[[RunFolder, Say], str] | None = None
     models: Callable[[Config, Adapter, Say], Models] = _as_set
     gpu: Callable[[Config], str | None] = lambda config: None
+    family: Callable[[Config], str] = lambda config: "sdxl"
 
 
 # The file in this folder that holds PLACE, by the word of the setting.

@@ -25,6 +25,7 @@ from lace_lora.backends.comfy_server import Server
 from lace_lora.backends.comfy_training import cancel, train
 from lace_lora.config import Config
 from lace_lora.errors import BackendError, SettingsError
+from lace_lora.families.layouts import FAMILIES
 from lace_lora.file_names import public_name
 from lace_lora.run_folder import RunFolder
 from lace_lora.sheet import Generation
@@ -48,7 +49,9 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
         raise SettingsError(f"ComfyUI has no nodes of its own for {', '.join(other)}. Take it out, or draw with "
                             "backend local.")  # fmt: skip
     if lora.facts.family != "sdxl":
-        raise SettingsError(f"This LoRA is for {lora.facts.family}, not for SDXL. Draw with what trained it.")
+        kind = FAMILIES.get(lora.facts.family, lora.facts.family)
+        raise SettingsError(f"This LoRA is for {kind}; backend comfyui draws with SDXL alone. Draw with what trained "
+                            "it, or on ComfyUI's page with the workflow that lace-lora package makes.")  # fmt: skip
     server, version = comfy_server.connect(config.backend_url, say)
     info = comfy_server.node_info(server)
     needed = [*NEEDED, *(FOR_REFINER if config.refine != "none" else ()), *(FOR_V if _predicts_v(lora) else ())]

@@ -36,6 +36,7 @@ from lace_lora.backends.replicate_client import Account, call
 from lace_lora.config import Config
 from lace_lora.counting import counted
 from lace_lora.errors import BackendError, LaceError, SettingsError
+from lace_lora.families.layouts import FAMILIES
 from lace_lora.presets import Settled
 from lace_lora.run_folder import RunFolder
 from lace_lora.sheet import Generation
@@ -77,6 +78,10 @@ def train(asked: Training) -> Trained | None:
         data = lora_in(file)
     version = done.output.get("version") if isinstance(done.output, dict) else None
     return Trained(data, str(version or f"{kept['destination']} at Replicate"), row["family"])
+
+
+def _family(config: Config) -> str:
+    return str(trainers.table()[config.backend_trainer]["family"])
 
 
 def training_cost(config: Config, pictures: int) -> trainers.Cost:
@@ -134,8 +139,9 @@ def models(config: Config, lora: Adapter, say: Say) -> Models:
         raise SettingsError(f"Replicate has no inputs for {', '.join(other)}. Take it out, or draw with backend local.")
     row = trainers.table()[config.backend_trainer]
     if lora.facts.family != row["family"]:
-        raise SettingsError(f"The LoRA is for {lora.facts.family}, and backend_trainer {config.backend_trainer} for "
-                            f"{row['family']}. Set backend_trainer to the one that trained it.")  # fmt: skip
+        made_for, drawn = (FAMILIES.get(one, one) for one in (lora.facts.family, row["family"]))
+        raise SettingsError(f"The LoRA is for {made_for}, and backend_trainer {config.backend_trainer} for {drawn}. "
+                            "Set backend_trainer to the one that trained it.")  # fmt: skip
     made_by, named = str(lora.facts.versions.get("made_by", "")), config.backend_model or ""
     version = named if ":" in named else made_by if made_by.startswith(named) and _NAME.fullmatch(made_by) else ""
     if ":" not in version:
@@ -347,4 +353,4 @@ def _gpu(config: Config) -> str:
     return str(trainers.table()[config.backend_trainer]["gpu"])
 
 
-PLACE = Place(draw=draw, train=train, cancel=cancel, models=models, gpu=_gpu)
+PLACE = Place(draw=draw, train=train, cancel=cancel, models=models, gpu=_gpu, family=_family)

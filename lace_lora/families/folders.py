@@ -174,13 +174,13 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     return wanted
 
 
-def fetch_notice(name: str) -> list[str]:
-    """A line to say before a model is fetched, which takes minutes; none where it is on this machine already."""
+def is_to_fetch(name: str) -> bool:
+    """Whether a model would have to be fetched, and may be."""
     from lace_lora.demo import locate
     from lace_lora.families.quiet import quiet
 
     if Path(locate(name)).expanduser().exists() or not _HUB_NAME.fullmatch(name):
-        return []
+        return False
     with quiet():
         from huggingface_hub import constants, snapshot_download
 
@@ -188,9 +188,7 @@ def fetch_notice(name: str) -> list[str]:
             is_whole = not _missing_parts(Path(snapshot_download(name, local_files_only=True)))
         except (OSError, ValueError):
             is_whole = False
-    if is_whole or constants.HF_HUB_OFFLINE:
-        return []
-    return [f"model     fetching {name} (about 7 GB, once; several minutes in which nothing seems to happen) …"]
+    return not (is_whole or constants.HF_HUB_OFFLINE)
 
 
 def _snapshot(name: str) -> Path:
@@ -218,7 +216,7 @@ def _snapshot(name: str) -> Path:
         except Exception as error:  # the hub's, httpx's and requests' errors have no common base
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise MachineError(
-                    f"The disk is full while fetching {name} (about 7 GB). Free some space and run this again."
+                    f"The disk is full while fetching {name}. Free some space and run this again."
                 ) from error
             raise ModelError(f"{name} could not be fetched: {_reason(error)}. {_how_to_fetch(name)}") from error
     _check_whole(folder, name)
@@ -235,8 +233,15 @@ def _reason(error: Exception) -> str:
 
 
 def _how_to_fetch(name: str) -> str:
-    kinds = " ".join(f'--include "{kind}"' for kind in ("*.json", "*.txt", "*/*.fp16.safetensors", "vae/*.safetensors"))
-    return f"Fetch it on a machine with a network: hf download {name} {kinds}"
+    """The command that fetches what is read; models with a transformer are not offered in half precision apart."""
+    from lace_lora.families import known  # which reads folders
+
+    named = known.by_name(name)
+    weights = ["*/*.fp16.safetensors", "vae/*.safetensors"]
+    if named is not None and named.denoiser[0] != "UNet2DConditionModel":
+        weights = [f"{part}/*.safetensors" for part in NETWORKS]
+    included = " ".join(f'--include "{kind}"' for kind in ("*.json", "*.txt", "*.model", *weights))
+    return f"Fetch it on a machine with a network: hf download {name} {included}"
 
 
 def _missing_parts(folder: Path) -> tuple[str, ...]:

@@ -217,6 +217,20 @@ def side_px(model: str) -> int:
     return layout(model).side_px if _is_here(model) else SDXL.side_px
 
 
+def fetch_gb(model: str) -> float:
+    """What is fetched of a model, GB; as much as of SDXL or its refiner of a name that is not known."""
+    named = by_name(model)
+    return named.fetch_gb if named else SDXL.fetch_gb
+
+
+def fetch_notice(model: str) -> list[str]:
+    """A line to say before a model is fetched, which takes minutes; none where it is on this machine already."""
+    if not folders.is_to_fetch(model):
+        return []
+    size = f"about {fetch_gb(model):g} GB, once; several minutes in which nothing seems to happen"
+    return [f"model     fetching {model} ({size}) …"]
+
+
 def _is_here(model: str) -> bool:
     """Whether its folder can be read; one that is damaged is told when it is loaded."""
     path = Path(demo.locate(model)).expanduser()

@@ -38,6 +38,12 @@ class Layout:
     size_numbers: int  # 6 for SDXL's base; 5 for its refiner, which has an aesthetic score; 0 where none are told
     layers_per_block: int  # of a UNet; 0 for a transformer
     shift_factor: float = 0.0  # taken off latents before they are scaled
+    largest_px: int = 0  # a side; 0 where its places have no end
+
+    @property
+    def side_step(self) -> int:
+        """Sides of a picture to be drawn are multiples of this, px; a UNet copes with half cells."""
+        return self.downscale if self.denoiser == "unet" else self.pixel_step
 
     @property
     def is_refiner(self) -> bool:
@@ -178,6 +184,7 @@ def _of_transformer(family: str, model: str, folder: Path, channels_a_cell: int)
         size_numbers=0,
         layers_per_block=0,
         shift_factor=vae.get("shift_factor") or 0.0,
+        largest_px=2 * downscale * int(transformer.get("pos_embed_max_size") or 0),
     )
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from lace_lora.config import Config
+from lace_lora.config import Config, fields_of
 from lace_lora.errors import SettingsError
 from lace_lora.families.layouts import FAMILIES
+
+DRAWING = "pictures out"  # the group of what decides a design: how a LoRA was learnt does not matter any more
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,21 @@ class Change:
     why: str
 
 
-def changes(config: Config, family: str, as_set: AbstractSet[str] | None = None) -> list[Change]:
+def changes(
+    config: Config, family: str, as_set: AbstractSet[str] | None = None, group: str | None = None
+) -> list[Change]:
     """What has to be other than it is for a family.
 
     as_set  names that a person chose; None means all that a file or an override gave
+    group   of settings that are looked at, such as DRAWING; None means all
 
     Raises SettingsError for the first of those that the family cannot do.
     """
     label, found = FAMILIES[family], []
+    names = {name for name, _ in fields_of(group)} if group else LIMITS[family].keys()
     for name, limit in LIMITS[family].items():
         value, wanted = getattr(config, name), limit.allowed[0]
-        if value in limit.allowed:
+        if name not in names or value in limit.allowed:
             continue
         if name in (config.given if as_set is None else as_set):
             others = " or ".join(map(_written, limit.allowed))
@@ -73,9 +79,9 @@ def changes(config: Config, family: str, as_set: AbstractSet[str] | None = None)
     return found
 
 
-def within(config: Config, family: str) -> tuple[Config, list[str]]:
+def within(config: Config, family: str, group: str | None = None) -> tuple[Config, list[str]]:
     """The settings as a family can do them, and a line for each that was changed. Raises as `changes` does."""
-    found = changes(config, family)
+    found = changes(config, family, group=group)
     if not found:
         return config, []
     lines = [f"{one.setting}: {_written(one.value)} is used, because {one.why}" for one in found]

@@ -10,6 +10,7 @@ from lace_lora.families.lora_names import A, in_kohyas_form, strange
 if TYPE_CHECKING:
     from torch import Tensor
 
+FAMILY = "sdxl"
 OURS = "an SDXL LoRA in diffusers' names"
 # The learnt rows of a concept token in our state, and as A1111 and ComfyUI call them in an SDXL embedding.
 TOKEN_ROWS = {"text_encoder.concept_token": "clip_l", "text_encoder_2.concept_token": "clip_g"}
