@@ -235,7 +235,7 @@ def _use(told: Told) -> str:
     if told.facts.use_dora:
         word += " ComfyUI computes DoRA a little differently from diffusers, so pictures differ a little there."
     if design.family in ("sd35", "flux"):
-        word += " It must be one that holds its text encoders too; where its weights are rounded to 8 bits, as they " \
+        word += " The checkpoint must hold its text encoders too; where its weights are rounded to 8 bits, as they " \
                 "usually are, pictures differ a little."  # fmt: skip
     others = (
         f"**ComfyUI**: copy `{lora}` to `models/loras`, then drop `comfyui_workflow.json` on the page. It asks for the "

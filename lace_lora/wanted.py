@@ -13,6 +13,7 @@ from lace_lora import annotate, checkpoint, clashes, cloth, journal, queries, re
 from lace_lora.alternatives import literal
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
+from lace_lora.families import folders
 from lace_lora.families.layouts import layout
 from lace_lora.file_names import public_name
 from lace_lora.prompt_files import Asked
@@ -105,8 +106,10 @@ def pictures(config: Config, run: RunFolder, lora: adapters.Adapter, models: Mod
 
 def size_of(config: Config, lora: adapters.Adapter, base_model: str) -> tuple[int, int]:
     """Width and height: as set, else the side that the adapter learnt, else the base model's own."""
-    sizes = layout(base_model)
-    side = (lora.facts.resolution or sizes.side_px) // sizes.side_step * sizes.side_step
+    side = lora.facts.resolution or layout(base_model).side_px
+    if folders.is_here(base_model):  # and not a name that means something elsewhere only
+        step = layout(base_model).side_step
+        side = max(step, side // step * step)
     return config.width or side, config.height or side
 
 

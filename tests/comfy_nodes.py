@@ -51,7 +51,8 @@ def main(checkout: str, files: list[str]) -> None:
     known = nodes.NODE_CLASS_MAPPINGS | {kind.__name__: kind for kind in more}
     fields = {}
     for name in ("CheckpointLoaderSimple", "ModelSamplingDiscrete", "LoraLoader", "CLIPTextEncode",
-                 "ConditioningZeroOut", "EmptyLatentImage", "ModelSamplingFlux", "FluxGuidance", "EmptySD3LatentImage", "KSampler", "KSamplerAdvanced", "VAEDecode",
+                 "ConditioningZeroOut", "EmptyLatentImage", "ModelSamplingFlux",
+                 "FluxGuidance", "EmptySD3LatentImage", "KSampler", "KSamplerAdvanced", "VAEDecode",
                  "SaveImage"):  # fmt: skip
         asked = known[name].INPUT_TYPES()["required"]
         fields[name] = [one for one, kind in asked.items() if not str(kind[0]).isupper() or kind[0] in

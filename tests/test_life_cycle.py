@@ -17,27 +17,32 @@ from safetensors.torch import load_file
 
 from lace_lora import (
     adapter,
+    backends,
     cache,
     checkpoint,
     config,
     cuts,
     families,
+    foreign,
     inference,
     losses,
+    package,
     parts,
     schedule,
     stages,
     train,
 )
+from lace_lora.commissions import Limits, commission_model
 from lace_lora.config import Config
 from lace_lora.data_utils import open_picture
-from lace_lora.errors import SettingsError
+from lace_lora.errors import AdapterError, SettingsError
 from lace_lora.families import flux, limits
 from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
 from lace_lora.families.seam import Encoded
 from lace_lora.run_folder import RunFolder
 from lace_lora.sampling import Sampling
+from lace_lora.studio import Studio
 from tests.conftest import build_tiny_sdxl, draw_lace
 from tests.tiny_flow import build_flux, build_sd35
 from tests.tiny_models import build_tiny_sd15
@@ -215,3 +220,73 @@ def test_the_file_for_other_programs_loads_too(life: Life) -> None:
     assert json.loads(run.adapter_card.read_text(encoding="utf-8"))["family"] == life.name
     assert parts.shape_of(life.whole).strength == 2.0
     assert {float(one) for name, one in others.items() if name.endswith(".alpha")} == {8.0}
+
+
+def test_a_package_says_what_its_lora_is_for(life: Life) -> None:
+    """P25: the card, the tags and the example are true of the family."""
+    label, tag, said = {
+        "sdxl": ("Stable Diffusion XL", "stable-diffusion-xl", "negative_prompt="),
+        "sd15": ("Stable Diffusion 1.5 or 2", "stable-diffusion", "negative_prompt="),
+        "sd35": ("Stable Diffusion 3.5", "sd3", "negative_prompt="),
+        "flux": ("Flux.1", "flux", "guidance_scale=5)"),
+    }[life.name]
+    made = package.run(RunFolder.of(life.broken), say=quietly)
+    card = (made.folder / "README.md").read_text(encoding="utf-8")
+    assert f"A LoRA for {label}, made with Lace LoRA." in card and f"\n- {tag}\n" in card
+    example = (made.folder / "example.py").read_text(encoding="utf-8")
+    assert said in example and ("negative_prompt" in example) is (life.name != "flux")
+    flow = json.loads((made.folder / "comfyui_workflow_api.json").read_text(encoding="utf-8"))
+    kinds = {node["class_type"] for node in flow.values()}
+    assert ("ModelSamplingFlux" in kinds) is (life.name == "flux")
+    assert ("EmptySD3LatentImage" in kinds) is (life.name in ("sd35", "flux"))
+
+
+def test_its_own_files_are_read_and_named_as_what_they_are(life: Life) -> None:
+    """P24, P25: the file for other programs only where its names are known."""
+    run = RunFolder.of(life.broken)
+    found = foreign.read(run.adapter_weights, life.model)
+    assert set(found.adapter.state) == set(life.adapter.state)
+    label = families.FAMILIES[life.name]
+    assert found.tool == ("an SDXL LoRA in diffusers' names" if life.name == "sdxl" else
+                          f"a LoRA for {label} in diffusers' names")  # fmt: skip
+    if life.name == "sdxl":
+        assert set(foreign.read(run.adapter_for_tools, life.model).adapter.state) == set(life.adapter.state)
+    else:
+        with pytest.raises(AdapterError, match="names that other programs read. Use pytorch_lora_weights.safetensors"):
+            foreign.read(run.adapter_for_tools)
+
+
+def test_a_size_that_cannot_be_drawn_is_a_sentence_before_any_work(life: Life) -> None:
+    """P26: 72 px are 9 latent cells, which a transformer cannot read in twos; a UNet can."""
+    asked = life.broken.model_copy(update={"width": 72, "num_images": 1, "num_inference_steps": 2, "sheet_name": "odd"})
+    asked = asked.with_preset({"refine": "none", "scheduler": "euler"})
+    if life.name in ("sd35", "flux"):
+        with pytest.raises(SettingsError, match="width is 72 px, and .* needs a multiple of 16; use 64 or 80"):
+            inference.run(asked, say=quietly)
+    else:
+        assert inference.run(asked, say=quietly).is_complete
+
+
+def test_a_request_that_says_nothing_of_a_family_is_taken_by_a_served_door(life: Life) -> None:
+    """P25: what a request leaves out is as the family can do it; how the LoRA was learnt does not matter any more."""
+    lines: list[str] = []
+    assert (life.broken.refine, life.broken.scheduler, life.broken.min_snr_gamma) == ("ensemble", "dpmpp_2m", 5.0)
+    studio = Studio.open(None, life.broken, Limits(), lines.append)
+    values = commission_model(studio.config, Limits())(num_images=1).model_dump()
+    if life.name != "sdxl":  # whose refiner is not on this machine
+        studio.check(values)
+    assert not [line for line in lines if "min_snr_gamma" in line]
+    if life.name != "sdxl":
+        assert values["refine"] == "none"
+        with pytest.raises(SettingsError, match="has no refiner. Set refine none"):
+            studio.check(values | {"refine": "img2img"})
+
+
+@pytest.mark.parametrize("backend", ["comfyui", "replicate"])
+def test_a_place_that_trains_another_kind_of_lora_says_so_before_it_is_asked(life: Life, backend: str) -> None:
+    """C18: nothing is sent and nothing is paid."""
+    if life.name == "sdxl":
+        return
+    place = backends.of(backend)
+    with pytest.raises(SettingsError, match="would train a LoRA for Stable Diffusion XL"):
+        train.run(life.broken.model_copy(update={"backend": backend, "run_name": "away"}), place=place, say=quietly)

@@ -9,6 +9,7 @@ import pytest
 
 from lace_lora import config, install, preflight, presets
 from lace_lora.errors import SettingsError
+from lace_lora.families import known
 from lace_lora.machine import Machine
 
 T4 = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
@@ -153,3 +154,20 @@ def test_preflight_says_where_nothing_can_be_written(tmp_path, monkeypatch):
         False,
         "Choose another lora_output_dir, or mount Drive first: nothing can be written there.",
     )
+
+
+def test_another_kind_of_model_is_counted_at_its_own_size_and_without_a_refiner(nothing_fetched):
+    """L2, C7: SD 3.5 medium takes 17 GB and has no refiner, although the settings name SDXL's."""
+    found = rows(nothing_fetched, T4, preset="sd35")
+    assert "refiner" not in found
+    assert found["model"][0].startswith("stabilityai/stable-diffusion-3.5-medium, about 17 GB")
+
+
+def test_what_is_said_before_fetching_is_true_of_the_model(monkeypatch):
+    """L3: its size; and a command that fetches all of a model that is not offered in half precision apart."""
+    monkeypatch.setattr(known.folders, "is_to_fetch", lambda name: True)
+    assert "FLUX.1-dev (about 34 GB, once;" in known.fetch_notice("black-forest-labs/FLUX.1-dev")[0]
+    assert "(about 7 GB, once;" in known.fetch_notice("someone/some-sdxl")[0]
+    told = known.folders._how_to_fetch("black-forest-labs/FLUX.1-dev")
+    assert '"transformer/*.safetensors"' in told and '"text_encoder_2/*.safetensors"' in told and "*.model" in told
+    assert "transformer" not in known.folders._how_to_fetch("stabilityai/stable-diffusion-xl-base-1.0")
