@@ -1,6 +1,6 @@
 """How base models are published elsewhere: their licences, their files for ComfyUI, and what the Hub calls their LoRAs.
 
-Facts as their pages at Hugging Face had them in November 2026; loads no torch.
+Facts of their pages at Hugging Face, which nothing looks up while it runs; loads no torch.
 """
 
 from collections.abc import Mapping
