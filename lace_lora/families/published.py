@@ -1,6 +1,6 @@
 """How base models are published elsewhere: their licences, their files for ComfyUI, and what the Hub calls their LoRAs.
 
-Facts of their pages at Hugging Face, which nothing looks up while it runs; loads no torch.
+Written down, not looked up while anything runs: a model's own page has the last word. Loads no torch.
 """
 
 from collections.abc import Mapping
