@@ -7,7 +7,7 @@ from pathlib import Path
 from lace_lora import annotate, data_utils
 from lace_lora.check_report import CheckReport
 from lace_lora.config import Config
-from lace_lora.errors import LaceError
+from lace_lora.errors import LaceError, ModelError
 from lace_lora.families import known
 from lace_lora.own_folders import is_away
 from lace_lora.rules_of_thumb import ADVISED_SIDE_PX
@@ -24,10 +24,11 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
 
     Raises the errors of data_utils.check_images.
     """
+    family, own = _family_and_side(settings.pretrained_model)
     report = data_utils.check_images(
         settings.images_dir, set(settings.image_types), int(settings.resolution), cache_dir=settings.cache_dir,
         drive_mount_path=settings.drive_mount_path, steps=int(settings.max_train_steps),
-        family=known.family_of(settings.pretrained_model), progress=progress, say=say,
+        family=family, progress=progress, say=say,
     )  # fmt: skip
     notes: list[str] = []
     try:
@@ -36,7 +37,6 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
         captions, notes = {}, [str(error)]
     told = [replace(record, caption=captions.get(record.name, "")) for record in report.records]
     report = replace(report, records=tuple(told), notes=(*report.notes, *notes))
-    own = known.side_px(settings.pretrained_model)
     if int(settings.resolution) < ADVISED_SIDE_PX:
         more = f"as set; the base model's own is {own}"
         more = "as the miniature learns; for SDXL check with resolution 1024" if own < ADVISED_SIDE_PX else more
@@ -46,6 +46,14 @@ def run(settings: Config, progress: Progress | None = None, say: Callable[[str],
     except LaceError as error:
         say(f"! the report of the check is not kept: {error}")
     return report
+
+
+def _family_and_side(model: str) -> tuple[str, int]:
+    """What photographs are judged for; SDXL where a folder holds no model: looking at pictures needs none."""
+    try:
+        return known.family_of(model), known.side_px(model)
+    except ModelError:
+        return known.SDXL.family, known.SDXL.side_px
 
 
 def folder_of(settings: Config) -> Path:
