@@ -193,7 +193,7 @@ def brought(drive, site, code=SEES):
     (here := drive / "here").mkdir(exist_ok=True)
     site.mkdir(exist_ok=True)
     return ran(
-        f"import sys; sys.path[:] = [{str(site)!r}] + [p for p in sys.path if 'lace' not in p]\n"
+        f"import sys; sys.path[:] = [{str(site)!r}] + [p for p in sys.path if p != {str(ROOT)!r}]\n"
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n" + cell(drive, code),
         here, PIP_TARGET=str(site), PIP_UPGRADE="1",
     )  # fmt: skip
