@@ -17,8 +17,9 @@ from lace_lora.errors import NotebookError
 
 OUTPUT, ANOTHER = "The folder", "Choose another --output."  # in the sentence where it cannot be made
 PATTERN = "[0-9][0-9]_*.ipynb"
-# No bar of papermill's, no state of widgets that nobody saw, and of the kernel's own log only errors.
-QUIETLY = {"progress_bar": False, "store_widget_state": False, "extra_arguments": ["--Application.log_level=40"]}
+# No bar of papermill's, no state of widgets that nobody saw, and of the kernel's own log only what ends it: it calls an
+# error what is none, such as being asked to stop while it answers the last question.
+QUIETLY = {"progress_bar": False, "store_widget_state": False, "extra_arguments": ["--Application.log_level=50"]}
 
 
 def notebooks(folder: Path | None = None) -> list[Path]:

@@ -97,7 +97,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     use_dora: bool = setting(False, "adapter", "learn direction and length of each weight apart (DoRA); slower, closer to full training")
     use_rslora: bool = setting(False, "adapter", "strength is alpha / sqrt(rank), so that high ranks keep learning (rsLoRA)")
     start_from: str | None = setting(None, "adapter", "a LoRA to train on from, of this or another program: a .safetensors file, or the folder of a run; empty begins anew")
-    train_text_encoder: bool = setting(False, "adapter", "also put a LoRA on both text encoders; captions are then encoded in every step")
+    train_text_encoder: bool = setting(False, "adapter", "also put a LoRA on the text encoders; captions are then encoded in every step")
     learn_concept_token: bool = setting(False, "adapter", "make the concept token a new word with an embedding of its own, learnt for both text encoders")
 
     seed: int = setting(0, "training", "number that decides every random draw; the same seed gives the same result", ge=0, lt=2**31)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lace_lora import presets
 from lace_lora.config import Config
 from lace_lora.errors import SettingsError
 
@@ -42,7 +43,7 @@ def run(
         plans = compared(config, names, chosen)
         text = {name: plan.as_json() for name, plan in plans.items()}
         say(json.dumps(text, indent=1) if as_json else side_by_side(plans))
-        fixed = sorted({name for preset in names for name in _settings_of(preset)} & config.given - {"preset"})
+        fixed = sorted({name for preset in names for name in _settings_of(preset)} & presets.fixed(config) - {"preset"})
         if fixed and not as_json:
             say(f"Set by you, so by no preset: {', '.join(fixed)}.")
         return
@@ -51,8 +52,6 @@ def run(
 
 
 def _settings_of(preset: str) -> set[str]:
-    from lace_lora import presets
-
     return set() if preset in ("auto", "none") else set(presets.read(preset).settings)
 
 

@@ -121,14 +121,14 @@ def choose(config: Config, machine: Machine) -> tuple[str, str]:
 def settle(config: Config, machine: Machine) -> Settled:
     """Apply the preset below what was given: default < preset < config.yaml < override.
 
-    The demo is the exception (see `beaten_by`).
+    A settings file that says auto leaves the choice to the preset, and what that leaves open to the plan: the shipped
+    file says so of most. The demo is the exception (see `beaten_by`).
     """
     name, why = choose(config, machine)
     if name == "none":
         return Settled(config, "none", why, {}, machine=machine, asked=config)
     preset = read(name)
-    beaten = beaten_by(name, config)
-    kept = config.overridden | (config.given - beaten)
+    kept = config.overridden | (fixed(config) - beaten_by(name, config))
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
     reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
@@ -136,6 +136,11 @@ def settle(config: Config, machine: Machine) -> Settled:
     pictures = DRAWN if "images_dir" in used else OWN.format(resolution=filled.resolution)
     banner = DEMO_BANNER.format(pictures=pictures) if name == "demo" and was_chosen else ""
     return Settled(filled, name, why, reasons, banner, machine, config)
+
+
+def fixed(config: Config) -> set[str]:
+    """Settings that a preset leaves as they are: overrides, and what a file says other than auto."""
+    return {name for name in config.given if name in config.overridden or getattr(config, name) != "auto"}
 
 
 def beaten_by(preset: str, config: Config) -> set[str]:

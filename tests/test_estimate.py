@@ -229,7 +229,8 @@ def test_both_memories_count():
 
 def test_a_refusal_names_three_changes_each_of_which_fits():
     """D10, P29: every one is planned again with the settings that it names."""
-    heavy = {"train_batch_size": 4, "gradient_checkpointing": "none", "quantization": "none", "sample_every": 0}
+    heavy = {"resolution": 1024, "train_batch_size": 4, "gradient_checkpointing": "none", "quantization": "none",
+             "sample_every": 0}  # fmt: skip
     found = planned(T4, **heavy)
     words = estimate.refusal(found)
     listed = re.findall(r"^  \d\. (.+?) \(.*would fit: ([\d.]+) of 14\.7 GB$", words, re.M)
@@ -315,7 +316,7 @@ def test_where_the_encoded_pictures_lie_is_told():
 
 
 def test_what_does_not_fit_is_said_with_three_things_to_try():
-    plan = planned(T4, train_batch_size=64)
+    plan = planned(T4, resolution=1024, train_batch_size=64)
     assert not plan.fits and "DOES NOT FIT" in str(plan)
     assert plan.warnings[0].setting == "train_batch_size"
     assert [line[:4] for line in str(plan.warnings[0]).splitlines()[1:]] == ["  1.", "  2.", "  3."]

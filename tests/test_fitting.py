@@ -34,8 +34,9 @@ def offered(machine, stages=TRAINING, pictures=250, **overrides):
 
 
 HEAVY = [
-    (T4, TRAINING, 250, {"train_batch_size": 64}),
-    (T4, TRAINING, 250, {"train_batch_size": 4, "gradient_checkpointing": "none", "quantization": "none"}),
+    (T4, TRAINING, 250, {"resolution": 1024, "train_batch_size": 64}),
+    (T4, TRAINING, 250, {"resolution": 1024, "train_batch_size": 4, "gradient_checkpointing": "none",
+                         "quantization": "none"}),
     (T4, TRAINING, 250, {"mixed_precision": "no"}), (T4, TRAINING, 250, {"mixed_precision": "no", "sample_every": 50}),
     (T4, TRAINING, 8000, {}), (T4, TRAINING, 3000, {"quarter_turns": True, "crop": "random"}),
     (SMALL, TRAINING, 250, {"resolution": 2048}), (T4, DRAWING, 250, {"width": 4096, "height": 4096}),
@@ -107,8 +108,8 @@ def test_designs_of_the_trained_size_are_mended_by_their_own_size_and_not_by_the
 @pytest.mark.parametrize(("batch", "batches"), [(4, 100), (8, 64), (4, 4), (6, 10)])
 def test_the_same_updates_are_the_same(batch, batches):
     """D10: an update has 256 batches at most, so that a large one cannot be kept with a picture at a time."""
-    asked = {"train_batch_size": batch, "gradient_accumulation_steps": batches, "gradient_checkpointing": "none",
-             "quantization": "none"}  # fmt: skip
+    asked = {"resolution": 1024, "train_batch_size": batch, "gradient_accumulation_steps": batches,
+             "gradient_checkpointing": "none", "quantization": "none"}  # fmt: skip
     _, found = offered(T4, **asked)
     for change in found:
         seen = change.settings.get("train_batch_size", batch) * change.settings.get(

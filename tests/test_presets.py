@@ -5,6 +5,7 @@ import pytest
 from lace_lora import config, estimate, presets, throughput
 from lace_lora.errors import SettingsError
 from lace_lora.machine import Machine
+from tests.generated import ROOT
 
 LAPTOP = Machine(False, False, None, 0.0, (0, 0), 16.0, 8.0, 100.0, 2)
 T4 = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
@@ -111,6 +112,29 @@ def test_every_other_preset_fits_on_the_card_that_it_is_for(tmp_path, name, gpu)
 def test_a_file_beats_a_preset_and_an_override_beats_the_file(tmp_path):
     settled = presets.settle(given(tmp_path, "preset: sdxl\nrank: 4\n", num_train_epochs=3), T4).config
     assert (settled.rank, settled.num_train_epochs, settled.alpha) == (4, 3, 32)
+
+
+@pytest.mark.parametrize("name", [name for name in presets.names() if name != "demo"])
+def test_the_file_that_ships_leaves_every_number_of_a_preset_as_it_is(name):
+    """C7: it says auto of sizes, batches and steps, which leaves them to the preset; its own numbers beat it."""
+    shipped = config.load(ROOT / "config.yaml", preset=name)
+    settled = presets.settle(shipped, T4).config
+    wanted = presets.read(name).settings
+    assert {setting: getattr(settled, setting) for setting in wanted} == wanted
+    assert settled.learning_rate == shipped.learning_rate and settled.images_dir == shipped.images_dir
+
+
+def test_the_machines_preset_with_the_file_that_ships_computes_as_many_pictures_at_once_as_it_says():
+    """C7, L8: four on an A100, where a forgotten auto once made it one."""
+    for machine, sizes in ((A100, (1024, 4, 2)), (throughput.machine("L4"), (1024, 2, 2)), (T4, (1024, 1, 4))):
+        found = estimate.plan(presets.settle(config.load(ROOT / "config.yaml"), machine), machine, 250).config
+        assert (found.resolution, found.train_batch_size, found.gradient_accumulation_steps) == sizes
+
+
+def test_auto_that_is_asked_for_explicitly_is_the_plans_choice(tmp_path):
+    """C7: also where the preset has a number."""
+    assert presets.settle(given(tmp_path, "resolution: auto\n", preset="fast"), T4).config.resolution == 512
+    assert presets.settle(given(tmp_path, preset="fast", resolution="auto"), T4).config.resolution == "auto"
 
 
 def test_auto_takes_the_preset_of_the_machine(tmp_path):

@@ -50,7 +50,7 @@ def test_four_bits_are_chosen_for_the_reason_that_is_given():
     assert why(found, "quantization") == "in fp16 the base model would leave too little room for what is computed"
     tiny = planned(dataclasses.replace(T4, vram_gb=5.0, ram_gb=32.0))
     assert tiny.config.quantization == "nf4" and "would not fit in fp16" in why(tiny, "quantization")
-    nothing = planned(T4, train_batch_size=64)
+    nothing = planned(T4, resolution=1024, train_batch_size=64)
     assert "even that does not fit" in why(nothing, "quantization") and not nothing.fits
 
 

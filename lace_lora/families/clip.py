@@ -8,6 +8,7 @@ from typing import Any
 
 from lace_lora.families.loading import load_encoder, load_tokenizer
 from lace_lora.families.quiet import quiet
+from lace_lora.families.token_ids import padded_ids, plain_ids
 
 with quiet():
     import torch
@@ -30,26 +31,19 @@ def load_clip(kind: Any, model: str, part: str, tokenizer: Any, dtype: torch.dty
 
 def outputs(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Any:
     """What an encoder gives for captions: its result, and the hidden states of all layers. Cut at 77 tokens."""
-    ids_BL = tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    return encoder(ids_BL.to(encoder.device), output_hidden_states=True)
+    return encoder(padded_ids(tokenizer, captions).to(encoder.device), output_hidden_states=True)
 
 
 def count_tokens(tokenizers: Sequence[Any], caption: str) -> int:
     """How many tokens a caption takes (75 fit), by the tokenizer that needs most."""
-    return max(len(_token_ids(tokenizer, caption)) for tokenizer in tokenizers)
+    return max(len(plain_ids(tokenizer, caption)) for tokenizer in tokenizers)
 
 
 def words_cut(tokenizers: Sequence[Any], caption: str) -> str:
     """The end of a caption that the model would never see, or an empty text."""
     cut = ""
     for tokenizer in tokenizers:
-        lost = _token_ids(tokenizer, caption)[tokenizer.model_max_length - 2 :]
+        lost = plain_ids(tokenizer, caption)[tokenizer.model_max_length - 2 :]
         text = str(tokenizer.decode(lost)) if lost else ""
         cut = max(cut, text, key=len)
     return cut.strip()
@@ -62,9 +56,3 @@ def set_end_token(encoder: Any, end_token: int) -> None:
     for module in encoder.modules():
         if hasattr(module, "eos_token_id"):
             module.eos_token_id = end_token
-
-
-def _token_ids(tokenizer: Any, caption: str) -> list[int]:
-    with quiet():  # it warns that more than 77 tokens would fail, which is what is being counted
-        ids: list[int] = tokenizer(caption, add_special_tokens=False).input_ids
-    return ids

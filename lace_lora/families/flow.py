@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lace_lora.errors import AdapterError, SettingsError
+from lace_lora.families import lora_names
 from lace_lora.families.folders import model_folder, part_config
 from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
@@ -150,26 +151,15 @@ def checkpoint_activations(denoiser: Any, mode: str) -> None:
 def for_other_tools(state: Mapping[str, Tensor], alpha: float, layers_per_block: int = 0) -> dict[str, Tensor]:
     """The LoRA in the names that ComfyUI's and Forge's loaders know for both families, those of OneTrainer.
 
-    state  PEFT's names: transformer.<layer>.lora_A.weight
-    alpha  that these tools divide by the rank: with rsLoRA larger than the setting, by √rank
-
     Their models hold to_q, to_k and to_v in one matrix; they know these names as parts of it.
     """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        layer, kind = next(((name.removesuffix(end), end) for end in _ENDS if name.endswith(end)), ("", ""))
-        if not layer.startswith("transformer."):
-            raise AdapterError(f"{name} has no name for other tools; only a LoRA of the transformer has.")
-        key = f"lora_{layer.replace('.', '_')}"
-        if kind == ".lora_magnitude_vector":
-            renamed[f"{key}.dora_scale"] = tensor.reshape(-1, 1)
-        else:
-            renamed[f"{key}{_ENDS[kind]}"] = tensor
-            renamed[f"{key}.alpha"] = tensor.new_tensor(float(alpha))
-    return renamed
+    return lora_names.in_kohyas_form(state, alpha, _key)
 
 
-_ENDS = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight", ".lora_magnitude_vector": ""}
+def _key(name: str) -> str:
+    if not name.startswith(f"{DENOISER}."):
+        raise AdapterError(f"{name} has no name for other tools; only a LoRA of the transformer has.")
+    return f"lora_{name.replace('.', '_')}"
 
 
 def _sigmas(times_B: Tensor, like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lace_lora.families.folders import model_folder, parts_of
 from lace_lora.families.loading import load_encoder, load_tokenizer
 from lace_lora.families.quiet import quiet
 from lace_lora.families.seam import TextParts
+from lace_lora.families.token_ids import padded_ids, plain_ids
 
 with quiet():
     import torch
@@ -57,29 +58,16 @@ def load_tokenizers(model: str, kinds: Mapping[str, Any], tokens: int) -> tuple[
 
 def t5(tokenizer: Any, encoder: Any, captions: Sequence[str]) -> Tensor:
     """T5's last states, BLD. Padding is read along, unmasked: so the models were trained, and so their pipelines do."""
-    ids_BL = tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    read_BLD: Tensor = encoder(ids_BL.to(encoder.device))[0]
+    read_BLD: Tensor = encoder(padded_ids(tokenizer, captions).to(encoder.device))[0]
     return read_BLD
 
 
 def count_tokens(tokenizers: Sequence[Any], caption: str) -> int:
     """How many tokens a caption takes by T5, which comes last and reads the most of it."""
-    return len(_ids(tokenizers[-1], caption))
+    return len(plain_ids(tokenizers[-1], caption))
 
 
 def words_cut(tokenizers: Sequence[Any], caption: str) -> str:
     """The end of a caption that even T5 would never see, or an empty text; CLIP sees 75 tokens of it."""
-    lost = _ids(tokenizers[-1], caption)[tokenizers[-1].model_max_length - 1 :]  # one of them is the end
+    lost = plain_ids(tokenizers[-1], caption)[tokenizers[-1].model_max_length - 1 :]  # one of them is the end
     return str(tokenizers[-1].decode(lost)).strip() if lost else ""
-
-
-def _ids(tokenizer: Any, caption: str) -> list[int]:
-    with quiet():  # it warns that more tokens would fail, which is what is being counted
-        ids: list[int] = tokenizer(caption, add_special_tokens=False).input_ids
-    return ids
