@@ -345,7 +345,9 @@ def test_other_tools_get_onetrainers_names_with_alpha() -> None:
     assert float(named[f"{key}.alpha"]) == 10.0 and torch.equal(named[f"{key}.lora_up.weight"], up)
     assert named[f"{key}.dora_scale"].shape == (6, 1)
     with pytest.raises(AdapterError, match="has no name for other tools"):
-        flow.for_other_tools({"text_encoder.x.lora_A.weight": down}, 1.0)
+        flow.for_other_tools({"text_encoder.x.lora_A.weight": down, "text_encoder.x.lora_B.weight": up}, 1.0)
+    with pytest.raises(AdapterError, match="only one half"):
+        flow.for_other_tools({f"{layer}.lora_A.weight": down}, 1.0)
 
 
 def test_a_model_without_t5_is_refused(built: Callable[[str], str], tmp_path: Path) -> None:
