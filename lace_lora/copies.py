@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lace_lora import counting, unseen
+from lace_lora.comparisons import Kept, Question
 from lace_lora.copy_check import check
 from lace_lora.errors import PicturesError
 from lace_lora.file_names import printable
@@ -58,6 +59,7 @@ def look(
     held_out: Sequence[Learnt] = (),
     features: Features | None = None,
     say: Say = print,
+    kept: Path | None = None,
 ) -> CopyCheck:
     """The nearest learnt photograph of each picture that was made, and whether it is a copy of it.
 
@@ -67,8 +69,9 @@ def look(
     held_out  what was not trained on, of pieces that were not
     features  of a style model: what it finds alike is compared too, and its distance is told
     say       is told what cannot be read, which is left out, and how far it is
+    kept      a folder in which comparisons of photographs with each other are kept for the next time
 
-    Reads every file once and writes nothing. Takes a fifth of a second for each picture that was made or held out, and
+    Reads every file once. Takes a fifth of a second for each picture that was made or held out, and
     for unseen.MOST learnt ones. Finds what was turned, mirrored, shifted by a tenth, relit, cut by 15 % of its height
     and width (most of what was cut by 15 % on every side too); not a small part of a photograph, such as a tile of a
     scan, nor a single motif that was drawn again in other surroundings.
@@ -90,12 +93,14 @@ def look(
     groups, near = [learnt[number].group for number in known], _Near(features, list(known))
     asked = unseen.asked([learnt[number].name for number in known], groups, {held_out[one].group for one in apart})
     classes = _by_size({number: side_px for number, (side_px, _) in new.items()})
-    tell = counting.lines(say, "compared", len(new) + len(classes) * (len(apart) + len(asked)))
+    comparing = [
+        _Compared(side_px, made, learnt, held_out, known, apart, near, asked, kept, say) for side_px, _ in classes
+    ]
+    every = len(new) + len(classes) * (len(apart) + len(asked))
+    tell = counting.lines(say, "compared", every, sum(one.known_before for one in comparing))
     checks = [
-        _Compared(side_px, made, learnt, held_out, known, apart, near, asked).check(
-            {number: new[number][1] for number in numbers}, tell, say if place == 0 else lambda line: None
-        )
-        for place, (side_px, numbers) in enumerate(classes)
+        one.check({number: new[number][1] for number in numbers}, tell, say if place == 0 else lambda line: None)
+        for place, (one, (_, numbers)) in enumerate(zip(comparing, classes, strict=True))
     ]
     return replace(
         checks[0], pairs=tuple(sorted((pair for one in checks for pair in one.pairs), key=lambda one: -one.likeness))
@@ -118,36 +123,42 @@ def opened(picture: Picture) -> tuple[Image.Image | None, str]:
 # -- inside --
 
 
-@dataclass(frozen=True)
 class _Compared:
     """What was made of one size class, and all that it is compared with at the detail of that class.
 
     known, apart  fingerprints by their numbers in `learnt` and `held_out`
     asked         places in `known` of those that are compared with the others
+    kept          where those comparisons are kept
     """
 
-    side_px: int
-    made: Sequence[tuple[str, Picture]]
-    learnt: Sequence[Learnt]
-    held_out: Sequence[Learnt]
-    known: Mapping[int, Fingerprint]
-    apart: Mapping[int, Fingerprint]
-    near: "_Near"
-    asked: Sequence[int]
+    def __init__(
+        self, side_px: int, made: Sequence[tuple[str, Picture]], learnt: Sequence[Learnt], held_out: Sequence[Learnt],
+        known: Mapping[int, Fingerprint], apart: Mapping[int, Fingerprint], near: "_Near", asked: Sequence[int],
+        kept: Path | None, say: Say,
+    ) -> None:  # fmt: skip
+        self.made, self.learnt, self.held_out, self.near, self.asked = made, learnt, held_out, near, asked
+        known, self.apart = (
+            {number: with_detail_of(print_, side_px) for number, print_ in prints.items()} for prints in (known, apart)
+        )
+        self.numbers, self.groups = list(known), [learnt[one].group for one in known]
+        self.searched = Searched(list(known.values()))
+        self.kept = Kept(self.searched, kept, say)
+        own = [[place for place, group in enumerate(self.groups) if group == self.groups[one]] for one in asked]
+        numbers = [self.numbers[place] for place in asked]
+        self.of_others: Question = (list(self.apart.values()), near.also("held_out", self.apart), [])
+        self.of_learnt: Question = ([known[one] for one in numbers], near.also("learnt", numbers), own)
+
+    @property
+    def known_before(self) -> int:
+        """How many comparisons of photographs with each other were kept."""
+        return self.kept.known(self.of_others) + self.kept.known(self.of_learnt)
 
     def check(self, new: Mapping[int, Fingerprint], tell: Callable[[int], None], say: Say) -> CopyCheck:
         """The nearest of each that was made; then that of each unseen one, in the same way."""
-        known, apart = (
-            {number: with_detail_of(print_, self.side_px) for number, print_ in prints.items()}
-            for prints in (self.known, self.apart)
-        )
-        searched, groups, near = Searched(list(known.values())), [self.learnt[one].group for one in known], self.near
-        found = searched.nearest(list(new.values()), near.also("made", new), tell=tell)
-        own = [[place for place, group in enumerate(groups) if group == groups[number]] for number in self.asked]
-        numbers = [list(known)[place] for place in self.asked]
-        others = searched.nearest(list(apart.values()), near.also("held_out", apart), tell=tell)
-        among = searched.nearest([known[one] for one in numbers], near.also("learnt", numbers), own, tell)
-        names = [self.learnt[number].name for number in known]
+        groups, near, apart = self.groups, self.near, self.apart
+        found = self.searched.nearest(list(new.values()), near.also("made", new), tell=tell)
+        others, among = (self.kept.nearest(question, tell) for question in (self.of_others, self.of_learnt))
+        names = [self.learnt[number].name for number in self.numbers]
 
         # What sets the threshold: all that is new, and not a copy that somebody took for unseen.
         rows = [(self.held_out[number], one) for number, one in zip(apart, others, strict=True) if one is not None]

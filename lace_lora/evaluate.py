@@ -86,7 +86,7 @@ def run(config: Config, *, say: Say = print) -> Evaluation:
     ]  # fmt: skip
 
     # Is it new, and which checkpoint to take.
-    check = _copies(looked, photographs, why_none, made, say)
+    check = _copies(looked, photographs, why_none, made, settings, say)
     looks = [row for row in checkpoint.read_json_lines(run.log) if "val_loss" in row]
     copied = {pair.made: pair.is_copy for pair in check.pairs}
     seen = {step: [copied[one.name] for one in group if one.name in copied] for step, group in of_step.items()}
@@ -168,7 +168,9 @@ def _once(exhibits: Iterable[Exhibit]) -> list[Exhibit]:
     return list({one.name: one for one in exhibits}.values())
 
 
-def _copies(looked: Looked, photographs: Photographs, why_none: str, made: Sequence[Exhibit], say: Say) -> CopyCheck:
+def _copies(
+    looked: Looked, photographs: Photographs, why_none: str, made: Sequence[Exhibit], settings: Config, say: Say
+) -> CopyCheck:
     if why_none:
         return CopyCheck(refusal=why_none)
     features = None
@@ -178,7 +180,8 @@ def _copies(looked: Looked, photographs: Photographs, why_none: str, made: Seque
         [Learnt(one.name, _picture(one), one.group) for one in group]
         for group in (photographs.learnt, photographs.unseen)
     )
-    return copies.look([(one.name, one.path) for one in made], known, unseen, features, say)
+    kept = Path(settings.cache_dir).expanduser() / "comparisons"
+    return copies.look([(one.name, one.path) for one in made], known, unseen, features, say, kept)
 
 
 def _picture(photograph: Exhibit) -> copies.Picture:

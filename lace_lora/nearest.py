@@ -61,12 +61,12 @@ class Searched:
     """
 
     def __init__(self, prints: Sequence[Fingerprint]) -> None:
-        self._prints = list(prints)
+        self.prints = tuple(prints)
         self._views = [views_of(print_) for print_ in prints]
         self._kept_fine: dict[int, tuple[Array, Array]] = {}
 
     def __len__(self) -> int:
-        return len(self._prints)
+        return len(self.prints)
 
     def nearest(
         self,
@@ -153,7 +153,7 @@ class Searched:
         if place not in self._kept_fine:
             if len(self._kept_fine) >= _FINE_KEPT:
                 self._kept_fine.clear()
-            self._kept_fine[place] = (views(self._prints[place], ())[0], _luminance(self._prints[place]))
+            self._kept_fine[place] = (views(self.prints[place], ())[0], _luminance(self.prints[place]))
         return self._kept_fine[place]
 
     def _laid(self, one: Sequence[Array], level: int, row: Row, rounds: int, keep: int, stride: int = 1) -> Row:

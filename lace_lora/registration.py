@@ -33,6 +33,8 @@ def laid(one: Array, other: Array, side: int, affines_K23: Maps, rounds: int, st
     )
     wanted_N = one[::stride, ::stride].ravel()
     least = _LEAST_OVERLAP * min(one.size, other.size) / stride**2
+    by_3N = numpy.stack([down_N * side, right_N * side, numpy.full_like(down_N, side)])
+    columns_K8N = numpy.empty((len(affines_K23), 8, len(wanted_N)), numpy.float32)
     best_K: Array = numpy.full(len(affines_K23), -1, numpy.float32)
     best_K23 = affines_K23
     for number in range(rounds + 1):
@@ -44,12 +46,11 @@ def laid(one: Array, other: Array, side: int, affines_K23: Maps, rounds: int, st
         best_K = numpy.where(is_better, likeness_K, best_K)
         best_K23 = numpy.where(is_better[:, None, None], affines_K23, best_K23)
         if number < rounds:
-            slopes = [
-                slope * by
-                for slope in (by_down_KN, by_right_KN)
-                for by in (down_N * side, right_N * side, numpy.float32(side))
-            ]
-            columns_K8N = numpy.stack([value_KN, inside_KN, *slopes], axis=1) * inside_KN[:, None]
+            # Written in place: this is where a search spends its time.
+            numpy.multiply(value_KN, inside_KN, out=columns_K8N[:, 0])
+            columns_K8N[:, 1] = inside_KN
+            for first, slope_KN in ((2, by_down_KN), (5, by_right_KN)):
+                numpy.multiply((slope_KN * inside_KN)[:, None], by_3N, out=columns_K8N[:, first : first + 3])
             affines_K23 = affines_K23 + _step(columns_K8N, wanted_N, side)
     return best_K, best_K23
 
@@ -71,11 +72,11 @@ def _between(view: Array, at_K2N: Array) -> tuple[Array, Array, Array, Array]:
     rows, columns = view.shape
     down_KN, right_KN = at_K2N[:, 0] + numpy.float32((rows - 1) / 2), at_K2N[:, 1] + numpy.float32((columns - 1) / 2)
     inside_KN = (down_KN >= 0) & (right_KN >= 0) & (down_KN <= rows - 1) & (right_KN <= columns - 1)
-    row_KN = numpy.clip(down_KN.astype(numpy.intp), 0, rows - 2)
-    column_KN = numpy.clip(right_KN.astype(numpy.intp), 0, columns - 2)
+    row_KN = numpy.minimum(numpy.maximum(down_KN.astype(numpy.intp), 0), rows - 2)
+    column_KN = numpy.minimum(numpy.maximum(right_KN.astype(numpy.intp), 0), columns - 2)
     lower_KN, further_KN = down_KN - row_KN.astype(numpy.float32), right_KN - column_KN.astype(numpy.float32)
     flat, corner_KN = view.ravel(), row_KN * columns + column_KN
-    a, b, c, d = (flat[corner_KN + step] for step in (0, 1, columns, columns + 1))
+    a, b, c, d = (flat[step:].take(corner_KN) for step in (0, 1, columns, columns + 1))
     upper_KN, under_KN = a + further_KN * (b - a), c + further_KN * (d - c)
     by_down_KN, by_right_KN = under_KN - upper_KN, (b - a) + lower_KN * ((d - c) - (b - a))
     return upper_KN + lower_KN * by_down_KN, by_down_KN, by_right_KN, inside_KN.astype(numpy.float32)

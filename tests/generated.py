@@ -67,6 +67,7 @@ LEVELS = {
     "copying": 3,
     "contents": 3,
     "defaults": 3,
+    "comparisons": 3,
     "copy_check": 4,
     "copies": 5,
     "copy_pages": 6,
