@@ -6,8 +6,6 @@ B batch · L tokens that the encoder reads
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lace_lora.families.quiet import quiet
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,6 +24,6 @@ def padded_ids(tokenizer: Any, captions: Sequence[str]) -> "Tensor":
 
 def plain_ids(tokenizer: Any, caption: str) -> list[int]:
     """All tokens of a caption, however long, without beginning and end."""
-    with quiet():  # it warns that more than it can read would fail, which is what is being counted
-        ids: list[int] = tokenizer(caption, add_special_tokens=False).input_ids
+    # verbose: it would warn that more than it can read fails, which is what is being counted.
+    ids: list[int] = tokenizer(caption, add_special_tokens=False, verbose=False).input_ids
     return ids
