@@ -1,65 +1,60 @@
-"""Comparisons of photographs with photographs, kept: they are the same whatever is drawn, and take most of the time.
+"""Comparisons of photographs with photographs, each made once: they are the same whatever was drawn since."""
 
-They are kept by all that they depend on: the pixels of both, what was asked of each, and the code that compares.
-"""
-
-import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from lace_lora import checkpoint, nearest, placements, registration, views
-from lace_lora.errors import LaceError
+from lace_lora import near_duplicates, nearest, placements, registration, views
+from lace_lora.kept_answers import Answers, Say, digest
+from lace_lora.near_duplicates import Pair
 from lace_lora.nearest import Found, Searched
 from lace_lora.views import Fingerprint
 
 # So many are searched for together, and kept when they are done. Always the same ones: in another company the last bits
 # of a coarse likeness are others, and an answer could be too.
 TOGETHER = 25
+_LAYING = (placements, registration, views)
 
-Say = Callable[[str], None]
 Question = tuple[Sequence[Fingerprint], Sequence[Collection[int]], Sequence[Collection[int]]]  # as Searched.nearest has
 
 
 class Kept:
-    """A search that remembers its answers.
+    """A search that remembers its answers in cache_dir; None keeps nothing."""
 
-    folder  where; None keeps nothing
-    say     is told where an answer cannot be kept, once
-    """
-
-    def __init__(self, searched: Searched, folder: Path | None, say: Say = print) -> None:
-        self._searched, self._say = searched, say
-        self._path = folder / f"{_digest(_code(), *searched.prints)}.json" if folder else None
-        self._answers = _read(self._path)
+    def __init__(self, searched: Searched, cache_dir: str | Path | None, say: Say = print) -> None:
+        self._searched = searched
+        self._answers = Answers(cache_dir, (nearest, *_LAYING), searched.prints, say)
 
     def known(self, question: Question) -> int:
         """How many of those that are asked for are known."""
-        return sum(len(part[0]) for part in _parts(question) if _key(part) in self._answers)
+        return sum(len(part[0]) for part in _parts(question) if _name(part) in self._answers.known)
 
     def nearest(self, question: Question, tell: Callable[[int], None] = lambda more: None) -> list[Found | None]:
         """As Searched.nearest; `tell` hears only of those that were not known."""
         found: list[Found | None] = []
         for part in _parts(question):
-            key = _key(part)
-            if key not in self._answers:
+            name = _name(part)
+            if name not in self._answers.known:
                 fresh = self._searched.nearest(*part, tell=tell)
-                self._answers[key] = [asdict(one) if one else None for one in fresh]
-                self._write()
-            found += [Found(**one) if one else None for one in self._answers[key]]
+                self._answers.put(name, [asdict(one) if one else None for one in fresh])
+            found += [Found(**one) if one else None for one in self._answers.known[name]]
         return found
 
-    def _write(self) -> None:
-        if self._path is None:
-            return
-        try:
-            checkpoint.write_json(self._path, self._answers)
-        except LaceError as error:
-            self._say(f"! What was compared could not be kept for the next time: {error}")
-            self._path = None
+
+def pairs(fingerprints: Sequence[Fingerprint], cache_dir: str | Path | None, say: Say = print) -> list[Pair]:
+    """As near_duplicates.pairs, remembered in cache_dir; None keeps nothing."""
+    answers = Answers(cache_dir, (near_duplicates, *_LAYING), fingerprints, say)
+    if "pairs" not in answers.known:
+        answers.put("pairs", [asdict(pair) for pair in near_duplicates.pairs(fingerprints)])
+    return [Pair(**pair) for pair in answers.known["pairs"]]
+
+
+def groups(
+    fingerprints: Sequence[Fingerprint], cache_dir: str | Path | None, say: Say = print
+) -> tuple[tuple[int, ...], ...]:
+    """As near_duplicates.groups, of the pairs that are remembered."""
+    return near_duplicates.joined(len(fingerprints), pairs(fingerprints, cache_dir, say))
 
 
 def _parts(question: Question) -> list[Question]:
@@ -68,28 +63,7 @@ def _parts(question: Question) -> list[Question]:
     return [(made[cut], also[cut], barred[cut]) for cut in cuts]
 
 
-def _key(part: Question) -> str:
+def _name(part: Question) -> str:
     made, also, barred = part
     places = json.dumps([[sorted(map(int, one)) for one in each] for each in (also, barred)])
-    return _digest(places.encode(), *made)
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):  # none yet, or damaged: it is written anew
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _digest(*parts: bytes | Fingerprint) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else part.tobytes())
-    return digest.hexdigest()[:32]
-
-
-@lru_cache(1)
-def _code() -> bytes:
-    files = [Path(str(room.__file__)) for room in (nearest, placements, registration, views)]
-    return b"".join(file.read_bytes() for file in files)
+    return digest(places.encode(), *made)

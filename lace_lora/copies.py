@@ -59,7 +59,7 @@ def look(
     held_out: Sequence[Learnt] = (),
     features: Features | None = None,
     say: Say = print,
-    kept: Path | None = None,
+    cache_dir: str | Path | None = None,
 ) -> CopyCheck:
     """The nearest learnt photograph of each picture that was made, and whether it is a copy of it.
 
@@ -69,7 +69,7 @@ def look(
     held_out  what was not trained on, of pieces that were not
     features  of a style model: what it finds alike is compared too, and its distance is told
     say       is told what cannot be read, which is left out, and how far it is
-    kept      a folder in which comparisons of photographs with each other are kept for the next time
+    cache_dir  where comparisons of photographs with each other are kept for the next time; None keeps none
 
     Reads every file once. Takes a fifth of a second for each picture that was made or held out, and
     for unseen.MOST learnt ones. Finds what was turned, mirrored, shifted by a tenth, relit, cut by 15 % of its height
@@ -94,7 +94,7 @@ def look(
     asked = unseen.asked([learnt[number].name for number in known], groups, {held_out[one].group for one in apart})
     classes = _by_size({number: side_px for number, (side_px, _) in new.items()})
     comparing = [
-        _Compared(side_px, made, learnt, held_out, known, apart, near, asked, kept, say) for side_px, _ in classes
+        _Compared(side_px, made, learnt, held_out, known, apart, near, asked, cache_dir, say) for side_px, _ in classes
     ]
     every = len(new) + len(classes) * (len(apart) + len(asked))
     tell = counting.lines(say, "compared", every, sum(one.known_before for one in comparing))
@@ -128,13 +128,13 @@ class _Compared:
 
     known, apart  fingerprints by their numbers in `learnt` and `held_out`
     asked         places in `known` of those that are compared with the others
-    kept          where those comparisons are kept
+    cache_dir     where those comparisons are kept
     """
 
     def __init__(
         self, side_px: int, made: Sequence[tuple[str, Picture]], learnt: Sequence[Learnt], held_out: Sequence[Learnt],
         known: Mapping[int, Fingerprint], apart: Mapping[int, Fingerprint], near: "_Near", asked: Sequence[int],
-        kept: Path | None, say: Say,
+        cache_dir: str | Path | None, say: Say,
     ) -> None:  # fmt: skip
         self.made, self.learnt, self.held_out, self.near, self.asked = made, learnt, held_out, near, asked
         known, self.apart = (
@@ -142,7 +142,7 @@ class _Compared:
         )
         self.numbers, self.groups = list(known), [learnt[one].group for one in known]
         self.searched = Searched(list(known.values()))
-        self.kept = Kept(self.searched, kept, say)
+        self.kept = Kept(self.searched, cache_dir, say)
         own = [[place for place, group in enumerate(self.groups) if group == self.groups[one]] for one in asked]
         numbers = [self.numbers[place] for place in asked]
         self.of_others: Question = (list(self.apart.values()), near.also("held_out", self.apart), [])
@@ -150,7 +150,7 @@ class _Compared:
 
     @property
     def known_before(self) -> int:
-        """How many comparisons of photographs with each other were kept."""
+        """How many comparisons of photographs with each other are known from before."""
         return self.kept.known(self.of_others) + self.kept.known(self.of_learnt)
 
     def check(self, new: Mapping[int, Fingerprint], tell: Callable[[int], None], say: Say) -> CopyCheck:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lace_lora import near_duplicates, places, survey
+from lace_lora import comparisons, places, survey
 from lace_lora.annotations import (
     ANNOTATIONS,
     DATASET,
@@ -84,7 +84,7 @@ def check_images(
     cache_dir         folder for small pictures, and for copies of what lies on Drive, each file read there once; None
                       makes neither. Nothing is written into image_dir itself.
     drive_mount_path  what counts as Drive: everything below it
-    compare           look for copies and for pictures of one piece too; 300 pictures take some 15 s
+    compare           look for copies and for pictures of one piece too; 300 pictures take some 15 s, once
     steps, family     planned updates and the base model's family, for the advice
     workers           programs that decode side by side; None takes two for many pictures, 0 does all in this one
     progress          is told after each picture how many were looked at, and of how many
@@ -110,7 +110,7 @@ def check_images(
     )
     records = [_checked(folder, path, look, resolution, cache) for path, look in zip(images, looks, strict=True)]
     records = _without_twin_names(records)
-    likenesses = _likenesses(records, looks) if compare else ()
+    likenesses = _likenesses(records, looks, cache, say) if compare else ()
     records = [_captioned(record, captions) for record in _with_notes_on_copies(records, likenesses)]
     records, problem = _as_decided(folder, records)
     notes += problem
@@ -150,7 +150,9 @@ def _without_twin_names(records: list[ImageRecord]) -> list[ImageRecord]:
     return found
 
 
-def _likenesses(records: list[ImageRecord], looks: list[survey.Look]) -> tuple[Likeness, ...]:
+def _likenesses(
+    records: list[ImageRecord], looks: list[survey.Look], cache: Path | None, say: Callable[[str], None]
+) -> tuple[Likeness, ...]:
     """Which of the usable pictures show, or may show, one piece."""
     names, prints = [], []
     for record, look in zip(records, looks, strict=True):
@@ -159,7 +161,7 @@ def _likenesses(records: list[ImageRecord], looks: list[survey.Look]) -> tuple[L
             prints.append(look.fingerprint)
     return tuple(
         Likeness(names[pair.first], names[pair.second], pair.kind, pair.likeness)
-        for pair in near_duplicates.pairs(prints)
+        for pair in comparisons.pairs(prints, cache, say)
     )
 
 

@@ -180,8 +180,7 @@ def _copies(
         [Learnt(one.name, _picture(one), one.group) for one in group]
         for group in (photographs.learnt, photographs.unseen)
     )
-    kept = Path(settings.cache_dir).expanduser() / "comparisons"
-    return copies.look([(one.name, one.path) for one in made], known, unseen, features, say, kept)
+    return copies.look([(one.name, one.path) for one in made], known, unseen, features, say, settings.cache_dir)
 
 
 def _picture(photograph: Exhibit) -> copies.Picture:

@@ -8,7 +8,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from lace_lora import annotate, cache, checkpoint, data_utils, families, local_copies, near_duplicates, swatch
+from lace_lora import (
+    annotate,
+    cache,
+    checkpoint,
+    comparisons,
+    data_utils,
+    families,
+    local_copies,
+    near_duplicates,
+    swatch,
+)
 from lace_lora.annotations import DATASET, Dataset, chosen, dataset_of
 from lace_lora.config import Config
 from lace_lora.data_utils import Example
@@ -120,7 +130,8 @@ def apart(examples: Sequence[Example], settings: Config, at_most: int, say: Say)
     if not wished:
         say(f"held out  none: {settings.validation_fraction:g} of {len(examples)} pictures is less than one")
         return everything, []
-    groups = near_duplicates.groups(cache.fingerprints(examples, settings.cache_dir, say))
+    prints = cache.fingerprints(examples, settings.cache_dir, say)
+    groups = comparisons.groups(prints, settings.cache_dir, say)
     content = [cache.digest_of(one.file) for one in examples]
     out = set(near_duplicates.held_out(groups, wished / len(examples), settings.seed, content))
     if not out:

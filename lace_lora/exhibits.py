@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from lace_lora import annotations, cache, config, data_utils, near_duplicates, stars
+from lace_lora import annotations, cache, comparisons, config, data_utils, stars
 from lace_lora.annotations import Example
 from lace_lora.config import Config
 from lace_lora.errors import LaceError, PicturesError, SettingsError
@@ -270,7 +270,7 @@ def _grouped(examples: Sequence[Example], settings: Config, say: Say) -> list[tu
     except PicturesError:
         left = [(place, one) for place, one in left if _opens(one, say)]
         prints = cache.fingerprints([one for _, one in left], settings.cache_dir, say)
-    groups = near_duplicates.groups(prints)
+    groups = comparisons.groups(prints, settings.cache_dir, say)
     number_of = {place: number for number, group in enumerate(groups) for place in group}
     return [(place, one, number_of[number]) for number, (place, one) in enumerate(left)]
 

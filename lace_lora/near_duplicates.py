@@ -69,8 +69,13 @@ def groups(fingerprints: Sequence[Fingerprint]) -> tuple[tuple[int, ...], ...]:
 
     Raises ValueError where an array is no fingerprint.
     """
-    lowest = numpy.arange(len(fingerprints))
-    for pair in pairs(fingerprints):
+    return joined(len(fingerprints), pairs(fingerprints))
+
+
+def joined(count: int, found: Sequence[Pair]) -> tuple[tuple[int, ...], ...]:
+    """The groups of `count` pictures, from the pairs that pairs() found among them."""
+    lowest = numpy.arange(count)
+    for pair in found:
         if pair.kind != "maybe the same piece":
             _join(lowest, pair.first, pair.second)
     return tuple(tuple(numpy.flatnonzero(lowest == low).tolist()) for low in numpy.unique(lowest))

@@ -3,9 +3,12 @@
 Every number shown here stands in evaluation/scores.json, and carries its unrounded value with it.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from lace_lora import report_parts as parts
@@ -175,7 +178,7 @@ def copies(run: RunFolder, check: CopyCheck, pictures: Pictures, is_public: bool
             most_bytes=500_000 if place == 1 else 250_000,
         )  # fmt: skip
         pages += [shown] if shown else []
-    more = sum(run.nearest(place).is_file() for place in range(PAGES + 1, 1000))
+    more = sum(1 for _ in takewhile(Path.is_file, map(run.nearest, itertools.count(PAGES + 1))))
     rest = parts.note(f"{more} more pages: evaluation/{run.nearest(PAGES + 1).name} and on.") if more else ""
     body = "".join(parts.paragraph(sentence) for sentence in copy_sentences(check))
     body += pages[0] if pages else ""

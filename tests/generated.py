@@ -67,6 +67,7 @@ LEVELS = {
     "copying": 3,
     "contents": 3,
     "defaults": 3,
+    "kept_answers": 2,
     "comparisons": 3,
     "copy_check": 4,
     "copies": 5,

@@ -271,7 +271,9 @@ def test_small_pictures_are_made_once_and_named_by_content(tmp_path):
     Image.new("RGB", (900, 300)).save(folder / "wide.jpg")
     records = check_images(folder, cache_dir=cache).records
     made = everything(cache)
-    assert set(made) == {f"thumbnails/{record.sha256}.jpg" for record in records}
+    assert {name for name in made if not name.startswith("answers/")} == {
+        f"thumbnails/{record.sha256}.jpg" for record in records
+    }
     with Image.open(records[-1].thumbnail) as small:
         assert small.size == (256, 85) and small.format == "JPEG"
     check_images(folder, cache_dir=cache)

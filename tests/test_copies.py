@@ -155,7 +155,7 @@ def test_copies_are_called_copies_and_new_pieces_are_not(folder, made):
 
 
 def test_photographs_are_compared_with_each_other_once(folder, made, tmp_path, monkeypatch):
-    """P22: the same answer with what is kept and without; another piece, and a damaged file, are compared anew."""
+    """P22: the same answer with what is kept and without; only what was made, and another piece, is compared again."""
     held, every = [Learnt("held", drawn(900), "held")], []
     monkeypatch.setattr(comparisons, "TOGETHER", 3)
 
@@ -166,10 +166,10 @@ def test_photographs_are_compared_with_each_other_once(folder, made, tmp_path, m
 
     monkeypatch.setattr(copies, "Searched", Counted)
 
-    def looked(held, kept=tmp_path / "kept"):
+    def looked(held, cache_dir=tmp_path):
         every.clear()
         said = []
-        return look(made, learnt_in(folder), held, say=said.append, kept=kept), sum(every), said
+        return look(made, learnt_in(folder), held, say=said.append, cache_dir=cache_dir), sum(every), said
 
     plain, count, _ = looked(held, None)
     assert looked(held)[:2] == (plain, count) == (plain, 14)
@@ -177,20 +177,6 @@ def test_photographs_are_compared_with_each_other_once(folder, made, tmp_path, m
     assert (again, asked) == (plain, len(made)) and said[-1].startswith("compared  14/14")
     other, asked, _ = looked([Learnt("other", drawn(901), "other")])
     assert asked == len(made) + 1 and other.pairs == plain.pairs
-    [file] = (tmp_path / "kept").iterdir()
-    file.write_text(file.read_text()[:100])
-    assert looked(held)[:2] == (plain, 14)
-    monkeypatch.setattr(comparisons, "_code", lambda: b"compared in another way")
-    assert looked(held)[:2] == (plain, 14)
-
-
-def test_what_was_compared_and_cannot_be_kept_is_said_and_costs_nothing(folder, made, tmp_path):
-    """P22."""
-    (tmp_path / "kept").write_text("a file where a folder should be")
-    said = []
-    found = look(made[:1], learnt_in(folder), say=said.append, kept=tmp_path / "kept")
-    assert found.pairs == look(made[:1], learnt_in(folder), say=quietly).pairs
-    assert len([line for line in said if line.startswith("! What was compared could not be kept")]) == 1
 
 
 def test_learnt_photographs_of_one_piece_that_nobody_grouped_set_no_threshold(folder, made):
