@@ -1,22 +1,21 @@
 """Comparisons of photographs with photographs, each made once: they are the same whatever was drawn since."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lace_lora import near_duplicates, nearest, placements, registration, views
+from lace_lora import near_duplicates, nearest, placements, registration, search_programs, views
 from lace_lora.kept_answers import Answers, Say, digest
 from lace_lora.near_duplicates import Pair
 from lace_lora.nearest import Found, Searched
+from lace_lora.search_programs import Question
 from lace_lora.views import Fingerprint
 
 # So many are searched for together, and kept when they are done. Always the same ones: in another company the last bits
 # of a coarse likeness are others, and an answer could be too.
 TOGETHER = 25
 _LAYING = (placements, registration, views)
-
-Question = tuple[Sequence[Fingerprint], Sequence[Collection[int]], Sequence[Collection[int]]]  # as Searched.nearest has
 
 
 class Kept:
@@ -26,20 +25,23 @@ class Kept:
         self._searched = searched
         self._answers = Answers(cache_dir, (nearest, *_LAYING), searched.prints, say)
 
-    def known(self, question: Question) -> int:
+    def known(self, questions: Sequence[Question]) -> int:
         """How many of those that are asked for are known."""
-        return sum(len(part[0]) for part in _parts(question) if _name(part) in self._answers.known)
+        parts = [part for question in questions for part in _parts(question)]
+        return sum(len(part[0]) for part in parts if _name(part) in self._answers.known)
 
-    def nearest(self, question: Question, tell: Callable[[int], None] = lambda more: None) -> list[Found | None]:
-        """As Searched.nearest; `tell` hears only of those that were not known."""
-        found: list[Found | None] = []
-        for part in _parts(question):
-            name = _name(part)
-            if name not in self._answers.known:
-                fresh = self._searched.nearest(*part, tell=tell)
-                self._answers.put(name, [asdict(one) if one else None for one in fresh])
-            found += [Found(**one) if one else None for one in self._answers.known[name]]
-        return found
+    def nearest(
+        self, questions: Sequence[Question], tell: Callable[[int], None] = lambda more: None
+    ) -> list[list[Found | None]]:
+        """As Searched.nearest for each question; `tell` hears only of those that were not known."""
+        parts = {_name(part): part for question in questions for part in _parts(question)}
+        fresh = [name for name in parts if name not in self._answers.known]
+        for place, answer in search_programs.answers(self._searched, [parts[name] for name in fresh], tell):
+            self._answers.put(fresh[place], [asdict(one) if one else None for one in answer])
+        return [
+            [Found(**row) if row else None for part in _parts(question) for row in self._answers.known[_name(part)]]
+            for question in questions
+        ]
 
 
 def pairs(fingerprints: Sequence[Fingerprint], cache_dir: str | Path | None, say: Say = print) -> list[Pair]:

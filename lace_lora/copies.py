@@ -6,6 +6,7 @@ sets the threshold (see copy_check).
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lace_lora import counting, unseen
-from lace_lora.comparisons import Kept, Question
+from lace_lora.comparisons import Kept
 from lace_lora.copy_check import check
 from lace_lora.errors import PicturesError
 from lace_lora.file_names import printable
 from lace_lora.image_files import read_picture
 from lace_lora.nearest import SIDE, Searched, print_of, with_detail_of
 from lace_lora.scores import CopyCheck
+from lace_lora.search_programs import Question
 from lace_lora.views import Fingerprint
 
 # Below it nothing is called a copy. Of 69 photographs of different pieces of real lace no two reach 0.75, and of 250
@@ -93,15 +95,17 @@ def look(
     groups, near = [learnt[number].group for number in known], _Near(features, list(known))
     asked = unseen.asked([learnt[number].name for number in known], groups, {held_out[one].group for one in apart})
     classes = _by_size({number: side_px for number, (side_px, _) in new.items()})
-    comparing = [
-        _Compared(side_px, made, learnt, held_out, known, apart, near, asked, cache_dir, say) for side_px, _ in classes
-    ]
+    comparing = []
+    for side_px, numbers in classes:
+        shown, unseen_ones = (
+            {one: with_detail_of(prints[one], side_px) for one in prints} for prints in (known, apart)
+        )
+        kept = Kept(Searched(list(shown.values())), cache_dir, say)
+        of_class = {one: new[one][1] for one in numbers}
+        comparing.append(_Compared(of_class, made, learnt, held_out, shown, unseen_ones, near, asked, kept))
     every = len(new) + len(classes) * (len(apart) + len(asked))
     tell = counting.lines(say, "compared", every, sum(one.known_before for one in comparing))
-    checks = [
-        one.check({number: new[number][1] for number in numbers}, tell, say if place == 0 else lambda line: None)
-        for place, (one, (_, numbers)) in enumerate(zip(comparing, classes, strict=True))
-    ]
+    checks = [one.check(tell, say if one is comparing[0] else lambda line: None) for one in comparing]
     return replace(
         checks[0], pairs=tuple(sorted((pair for one in checks for pair in one.pairs), key=lambda one: -one.likeness))
     )
@@ -123,42 +127,52 @@ def opened(picture: Picture) -> tuple[Image.Image | None, str]:
 # -- inside --
 
 
+@dataclass(frozen=True)
 class _Compared:
     """What was made of one size class, and all that it is compared with at the detail of that class.
 
-    known, apart  fingerprints by their numbers in `learnt` and `held_out`
+    new           fingerprints of it, by their numbers in `made`
+    known, apart  the same by their numbers in `learnt` and `held_out`
     asked         places in `known` of those that are compared with the others
-    cache_dir     where those comparisons are kept
+    kept          the search among `known`
     """
 
-    def __init__(
-        self, side_px: int, made: Sequence[tuple[str, Picture]], learnt: Sequence[Learnt], held_out: Sequence[Learnt],
-        known: Mapping[int, Fingerprint], apart: Mapping[int, Fingerprint], near: "_Near", asked: Sequence[int],
-        cache_dir: str | Path | None, say: Say,
-    ) -> None:  # fmt: skip
-        self.made, self.learnt, self.held_out, self.near, self.asked = made, learnt, held_out, near, asked
-        known, self.apart = (
-            {number: with_detail_of(print_, side_px) for number, print_ in prints.items()} for prints in (known, apart)
-        )
-        self.numbers, self.groups = list(known), [learnt[one].group for one in known]
-        self.searched = Searched(list(known.values()))
-        self.kept = Kept(self.searched, cache_dir, say)
-        own = [[place for place, group in enumerate(self.groups) if group == self.groups[one]] for one in asked]
-        numbers = [self.numbers[place] for place in asked]
-        self.of_others: Question = (list(self.apart.values()), near.also("held_out", self.apart), [])
-        self.of_learnt: Question = ([known[one] for one in numbers], near.also("learnt", numbers), own)
+    new: Mapping[int, Fingerprint]
+    made: Sequence[tuple[str, Picture]]
+    learnt: Sequence[Learnt]
+    held_out: Sequence[Learnt]
+    known: Mapping[int, Fingerprint]
+    apart: Mapping[int, Fingerprint]
+    near: "_Near"
+    asked: Sequence[int]
+    kept: Kept
+
+    @cached_property
+    def groups(self) -> list[Hashable]:
+        """Of what is searched."""
+        return [self.learnt[one].group for one in self.known]
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """What is searched for: all that was made, what was never learnt, and learnt ones outside their own pieces."""
+        own = [[place for place, group in enumerate(self.groups) if group == self.groups[one]] for one in self.asked]
+        numbers = [list(self.known)[place] for place in self.asked]
+        return [
+            (list(self.new.values()), self.near.also("made", self.new), []),
+            (list(self.apart.values()), self.near.also("held_out", self.apart), []),
+            ([self.known[one] for one in numbers], self.near.also("learnt", numbers), own),
+        ]
 
     @property
     def known_before(self) -> int:
-        """How many comparisons of photographs with each other are known from before."""
-        return self.kept.known(self.of_others) + self.kept.known(self.of_learnt)
+        """How many of these comparisons are known from before."""
+        return self.kept.known(self.questions)
 
-    def check(self, new: Mapping[int, Fingerprint], tell: Callable[[int], None], say: Say) -> CopyCheck:
+    def check(self, tell: Callable[[int], None], say: Say) -> CopyCheck:
         """The nearest of each that was made; then that of each unseen one, in the same way."""
-        groups, near, apart = self.groups, self.near, self.apart
-        found = self.searched.nearest(list(new.values()), near.also("made", new), tell=tell)
-        others, among = (self.kept.nearest(question, tell) for question in (self.of_others, self.of_learnt))
-        names = [self.learnt[number].name for number in self.numbers]
+        groups, near, apart, new = self.groups, self.near, self.apart, self.new
+        found, others, among = self.kept.nearest(self.questions, tell)
+        names = [self.learnt[number].name for number in self.known]
 
         # What sets the threshold: all that is new, and not a copy that somebody took for unseen.
         rows = [(self.held_out[number], one) for number, one in zip(apart, others, strict=True) if one is not None]

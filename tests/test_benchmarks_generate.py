@@ -47,6 +47,7 @@ def way_named(name: str, **changes: Any) -> ways.Way:
     return replace(found, **changes)
 
 
+@pytest.mark.slow  # of a benchmark, which runs by name
 @pytest.mark.parametrize("name", [OURS, ENSEMBLE, f"{ENSEMBLE}, LoRA fused"])
 def test_parts_times_what_each_takes_are_the_flops_that_are_really_computed(sheet: ways.Sheet, name: str) -> None:
     """P28, P3: PyTorch's counter over the drawing itself says the same, with the LoRA fused and beside the layers."""
@@ -70,6 +71,7 @@ def test_parts_times_what_each_takes_are_the_flops_that_are_really_computed(shee
     assert found.rows["vae decode"] == (2 if name == OURS else 1)
 
 
+@pytest.mark.slow  # of a benchmark, which runs by name
 def test_loads_are_once_a_sheet_by_stages_and_once_a_picture_where_nothing_is_kept(sheet: ways.Sheet) -> None:
     """P3."""
     few = replace(sheet, steps=7)
@@ -130,6 +132,7 @@ def test_every_way_for_a_gpu_is_walked_through_without_one(sheet: ways.Sheet, mo
     ]
 
 
+@pytest.mark.slow  # of a benchmark, which runs by name
 def test_sdxls_true_sizes_are_those_that_the_plan_knows() -> None:
     """C10, P28: without a weight; the base's pass is what the plan counts with; the refiner has its published size."""
     each = tally.gflop_a_row("sdxl", 1024, model.RANK)

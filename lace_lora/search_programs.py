@@ -1,0 +1,156 @@
+"""Many searches at once, each core with a program of its own; the answers are those that one program gives.
+
+The programs are handed a file and speak in lines, as those of survey do and for the same reason: multiprocessing would
+run a person's script again in each of its workers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy
+
+from lace_lora.nearest import Found, Searched
+from lace_lora.views import Fingerprint
+
+PRINTS, ASKED = "prints.npz", "asked.json"
+FEWEST = 40  # searches; for fewer, starting a program takes longer than it saves
+
+Question = tuple[Sequence[Fingerprint], Sequence[Collection[int]], Sequence[Collection[int]]]  # as Searched.nearest has
+Answer = list[Found | None]
+Tell = Callable[[int], None]
+
+
+def answers(
+    searched: Searched, questions: Sequence[Question], tell: Tell = lambda more: None, programs: int | None = None
+) -> Iterator[tuple[int, Answer]]:
+    """The place of each question with what Searched.nearest answers, whichever is ready first.
+
+    tell      is told after each search that one more is done
+    programs  that search side by side; 0 does all in this one; None takes one for each core where there is enough to do
+    """
+    if programs is None:
+        enough = sum(len(made) for made, _, _ in questions) >= FEWEST
+        programs = len(os.sched_getaffinity(0)) if enough and hasattr(os, "sched_getaffinity") else 0
+    programs = min(programs, len(questions))
+    if programs < 2:
+        yield from ((place, searched.nearest(*one, tell=tell)) for place, one in enumerate(questions))
+        return
+    with TemporaryDirectory(prefix="lace_lora-") as folder:
+        _write(Path(folder), searched.prints, questions)
+        crew = _Crew(Path(folder), searched, questions, tell)
+        with ThreadPoolExecutor(programs) as threads:
+            try:
+                work = {threads.submit(crew.answer, place): place for place in range(len(questions))}
+                for one in as_completed(work):
+                    yield work[one], one.result()
+            finally:  # also where the person stops it
+                threads.shutdown(wait=False, cancel_futures=True)
+                crew.end()
+
+
+class _Crew:
+    """A program for each thread that asks; what a program ended over is searched for here."""
+
+    def __init__(self, folder: Path, searched: Searched, questions: Sequence[Question], tell: Tell) -> None:
+        self._folder, self._searched, self._questions, self._tell = folder, searched, questions, tell
+        self._own, self._lock = threading.local(), threading.Lock()
+        self._all: list[subprocess.Popen[str]] = []
+        self._is_over = False
+
+    def answer(self, place: int) -> Answer:
+        """The answer to one question."""
+        told, program = 0, self._program()
+        with suppress(OSError, ValueError):  # it ended before, or all is ended
+            if program is not None and program.stdin is not None and program.stdout is not None:
+                program.stdin.write(f"{place}\n")
+                program.stdin.flush()
+                for line in program.stdout:
+                    if line.startswith("["):
+                        return [Found(**one) if one else None for one in json.loads(line)]
+                    told += 1
+                    self._said(1)
+        if self._is_over:
+            return []
+        told_before = iter(range(told))
+        return self._searched.nearest(
+            *self._questions[place], tell=lambda more: self._said(more if next(told_before, None) is None else 0)
+        )
+
+    def end(self) -> None:
+        """End all programs; none is started any more."""
+        with self._lock:
+            self._is_over = True
+        for program in self._all:
+            with suppress(OSError):
+                program.kill()
+            program.wait()
+            for pipe in (program.stdin, program.stdout):
+                with suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
+
+    def _said(self, more: int) -> None:
+        with self._lock:
+            if more and not self._is_over:
+                self._tell(more)
+
+    def _program(self) -> "subprocess.Popen[str] | None":
+        program: subprocess.Popen[str] | None = getattr(self._own, "program", None)
+        if program is not None:
+            return program if program.poll() is None else None
+        around = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        with self._lock, suppress(OSError):
+            if not self._is_over:
+                program = subprocess.Popen(
+                    [sys.executable, "-m", "lace_lora.search_programs", str(self._folder)], stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii", env=around,
+                )  # fmt: skip
+                self._all.append(program)
+        self._own.program = program
+        return program
+
+
+def _write(folder: Path, prints: Sequence[Fingerprint], questions: Sequence[Question]) -> None:
+    made = [print_ for one, _, _ in questions for print_ in one]
+    numpy.savez(folder / PRINTS, searched=numpy.stack(prints), made=numpy.stack(made))
+    rows = [[len(one), *([sorted(map(int, row)) for row in rows] for rows in rest)] for one, *rest in questions]
+    (folder / ASKED).write_text(json.dumps(rows), encoding="ascii")
+
+
+def _read(folder: Path) -> tuple[Searched, list[Question]]:
+    with numpy.load(folder / PRINTS, allow_pickle=False) as kept:
+        searched, made = Searched(list(kept["searched"])), list(kept["made"])
+    questions: list[Question] = []
+    for count, also, barred in json.loads((folder / ASKED).read_text(encoding="ascii")):
+        questions.append((made[:count], also, barred))
+        made = made[count:]
+    return searched, questions
+
+
+def _answer_lines(folder: Path) -> None:
+    """Answer each number on the standard input: a dot for each search, then all answers in a line."""
+    out = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    searched, questions = _read(folder)
+
+    def say(line: Any) -> None:
+        out.write(f"{line}\n")
+        out.flush()
+
+    for line in sys.stdin:
+        found = searched.nearest(*questions[int(line)], tell=lambda more: say("."))
+        say(json.dumps([asdict(one) if one else None for one in found]))
+
+
+if __name__ == "__main__":
+    _answer_lines(Path(sys.argv[1]))
