@@ -290,12 +290,10 @@ def _put_back(family: Family, denoiser: Any, model: str, lora: Adapter) -> None:
     waiting = {name.removeprefix(f"{part}."): one for name, one in _touched(denoiser, lora, part).items()}
     folder = Path(folders.model_folder(model)) / part
     is_half = family.base_dtype(denoiser) in (torch.float16, torch.bfloat16)
-    variant = folders.weight_variant(folder, wants_half=is_half)
-    for file in sorted(folder.glob("*.safetensors")):
-        if (".fp16" in file.name) is (variant == "fp16"):
-            with safe_open(file, framework="pt") as opened:
-                for name in [name for name in opened.keys() if name in waiting]:
-                    waiting.pop(name).copy_(opened.get_tensor(name))
+    for file in folders.weight_files(folder, wants_half=is_half):
+        with safe_open(file, framework="pt") as opened:
+            for name in [name for name in opened.keys() if name in waiting]:
+                waiting.pop(name).copy_(opened.get_tensor(name))
     if waiting:
         raise ModelError(f"{folder} changed while the grid was drawn ({next(iter(waiting))} is gone). Draw it again.")
 
