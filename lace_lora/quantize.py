@@ -105,11 +105,11 @@ def size_gib(module: nn.Module) -> float:
     return total / GIB
 
 
-def planned_gib(module: nn.Module, bytes_a_number: int = 2) -> float:
-    """What size_gib will be after `quantise`, counted from shapes alone (a module on the meta device will do)."""
+def planned_bytes(module: nn.Module, bytes_a_number: int = 2) -> int:
+    """What all of it will take in 4 bits, counted from shapes alone (a module on the meta device will do)."""
     small = sum(layer.weight.numel() for _, _, layer in _linear_layers(module) if can_be_quantised(layer))
     whole = sum(parameter.numel() for parameter in module.parameters())
-    return (small * LINEAR_BYTES + (whole - small) * bytes_a_number) / GIB
+    return round(small * LINEAR_BYTES + (whole - small) * bytes_a_number)
 
 
 # -- inside --
