@@ -22,6 +22,7 @@ from lace_lora import (
     own_folders,
     presets,
     production,
+    settling,
     sheet,
     stages,
     stopping,
@@ -117,6 +118,25 @@ def run(
 def for_drawing(settled: presets.Settled) -> Config:
     """The settled settings, but a preset's quantization is open again: it was chosen for training."""
     return settled.config.with_preset({"quantization": settled.draws_in})
+
+
+def as_planned(config: Config) -> Config:
+    """The settings with the quantization that the plan chooses where it is left open: what it needs can be installed.
+
+    Nothing is fetched. Draw with the settings themselves: a sheet that was begun otherwise is finished so.
+    Raises AdapterError where nothing was trained yet.
+    """
+    machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
+    settings = for_drawing(presets.settle(config, machine))
+    if settings.quantization != "auto" or backends.of(settings.backend) is not None:
+        return settings
+    with own_folders.answering(settings):
+        lora = adapters.load(RunFolder.of(settings).root)
+    base_model = lora.facts.base_model if lora.facts.versions else settings.pretrained_model
+    side = lora.facts.resolution or settling.native_side(base_model)
+    size = settings.width or side, settings.height or side
+    quantization, _ = settling.drawn_in(orders.as_drawn(settings, lora, base_model, size), machine)
+    return settings.with_preset({"quantization": quantization})
 
 
 def _as_drawn(config: Config, order: Order) -> Config:
