@@ -211,7 +211,7 @@ def check_drawing(config: Config, machine: Machine) -> Plan:
 
     config  settled, its numbers may still be auto; its base model and sizes are those that will be drawn with
     """
-    found = plan(presets.Settled(config, "none", "as set", {}), machine, 1)
+    found = plan(settling.for_drawing(config), machine, 1)
     check_fits(found, fitting.DRAWING)
     return found
 

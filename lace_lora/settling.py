@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from lace_lora import coefficients, fitting, presets, stage_needs, throughput
-from lace_lora.config import Config
+from lace_lora.config import Config, fields_of
 from lace_lora.errors import SettingsError
 from lace_lora.experience import NOTHING, Experience
 from lace_lora.families import known, limits
@@ -273,6 +273,13 @@ class Choosing:
         )
 
 
+def for_drawing(config: Config) -> presets.Settled:
+    """Settled settings to plan new designs with: what the family cannot learn by is nobody's wish any more."""
+    of_drawing = {name for name, _ in fields_of(limits.DRAWING)}
+    learnt_by = config.given & limits.LIMITS[known.family_of(config.pretrained_model)].keys() - of_drawing
+    return presets.Settled(config, "none", "as set", {name: "" for name in learnt_by})
+
+
 def drawn_in(config: Config, machine: Machine) -> tuple[str, str]:
     """In what designs are drawn, none or nf4, and why: as set, else as it is wherever that fits, else in 4 bits.
 
@@ -280,7 +287,7 @@ def drawn_in(config: Config, machine: Machine) -> tuple[str, str]:
     """
     if config.quantization != "auto":
         return config.quantization, "as set"
-    choosing = Choosing(presets.Settled(config, "none", "as set", {}), machine, 1, NOTHING)
+    choosing = Choosing(for_drawing(config), machine, 1, NOTHING)
     choosing.settle()
     return drawing_base(choosing.job())
 

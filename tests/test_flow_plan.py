@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lace_lora import coefficients, estimate, families, lora, presets, quantize, throughput
+from lace_lora import coefficients, estimate, families, lora, presets, quantize, settling, throughput
 from lace_lora.config import load
 from lace_lora.errors import SettingsError
 from lace_lora.machine import Machine
@@ -98,6 +98,18 @@ def test_what_a_person_sets_counts_for_training_and_drawing(
     """C10, P13."""
     found = planned(tmp_path, "L4", preset="flux", **asked)
     assert (found.stage("train").quantization, found.stage("generate").quantization) == (trains, draws)
+
+
+def test_how_sdxl_was_learnt_does_not_keep_flux_from_drawing(tmp_path: Path) -> None:
+    """P20: a file that still holds SDXL's settings of training; those of drawing are a person's wish."""
+    machine = throughput.machine("L4", Machine.here(str(tmp_path)))
+    given = {"preset": "none", "pretrained_model": "black-forest-labs/FLUX.1-dev", "min_snr_gamma": 5.0,
+             "train_text_encoder": True, "cache_dir": str(tmp_path)}  # fmt: skip
+    assert settling.drawn_in(load(**given), machine)[0] == "nf4"
+    assert estimate.check_drawing(load(**given), machine).config.min_snr_gamma == 0
+    for check in (settling.drawn_in, estimate.check_drawing):
+        with pytest.raises(SettingsError, match="refine is img2img, but Flux.1 has no refiner"):
+            check(load(**given, refine="img2img"), machine)
 
 
 def test_a_presets_four_bits_are_for_training_alone(tmp_path: Path) -> None:
