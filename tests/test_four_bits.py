@@ -1,5 +1,6 @@
 """Drawing with a base in 4 bits: the LoRA beside its layers as in training, of every family (P13, P20, P29)."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,8 @@ class Drawing:
         )  # fmt: skip
         self.lora = adapters.save(state, RunFolder(folder / "run"), facts)
         negatives = [NEGATIVE if family != "flux" else ""] * 2
-        self.batches = in_batches(PROMPTS, negatives, [7, 8], 64, 48, 2)
-        self.sampling = Sampling("euler", 3, 4.0)
+        self.batches = in_batches(PROMPTS, negatives, [7, 8], 32, 48, 2)
+        self.sampling = Sampling("euler", 2, 4.0)
         texts = {*PROMPTS, *negatives}
         self.words = stages.encode_prompts(self.model, texts, dtype=dtype, device="cpu")
 
@@ -101,14 +102,26 @@ class Drawing:
         return quantize.load_nf4(self.model, self.dtype, "cpu", self.folder / "cache", quietly)
 
 
-@pytest.fixture(params=KINDS)
-def drawing(request: pytest.FixtureRequest, model_of: Callable[[str], str], tmp_path: Path) -> Drawing:
-    return Drawing(request.param, model_of, tmp_path, torch.float32)
+@pytest.fixture(scope="module")
+def drawings(model_of: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drawing]:
+    """A drawing of each kind in float32, made once; a copy, so that a test may ask for other pictures."""
+    made: dict[str, Drawing] = {}
+
+    def of(kind: str) -> Drawing:
+        if kind not in made:
+            made[kind] = Drawing(kind, model_of, tmp_path_factory.mktemp("drawing"), torch.float32)
+        return copy.copy(made[kind])
+
+    return of
 
 
 @torch.no_grad()
-def test_a_design_in_four_bits_is_what_training_would_draw_bit_for_bit(drawing: Drawing) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_design_in_four_bits_is_what_training_would_draw_bit_for_bit(
+    kind: str, drawings: Callable[[str], Drawing]
+) -> None:
     """P13, P20: and, by other means, what the dequantised weights draw with the LoRA fused into them."""
+    drawing = drawings(kind)
     ours = drawing(lora=drawing.lora)
     assert torch.equal(ours, drawing.by(drawing.trained.denoiser))
     fused = drawing.dequantised()
@@ -119,11 +132,9 @@ def test_a_design_in_four_bits_is_what_training_would_draw_bit_for_bit(drawing: 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["sdxl, DoRA", "flux"])
-def test_a_strength_is_that_of_a_fused_lora_and_none_is_the_base(
-    kind: str, model_of: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_a_strength_is_that_of_a_fused_lora_and_none_is_the_base(kind: str, drawings: Callable[[str], Drawing]) -> None:
     """P13: 0.6 as strong, and 0 is the 4-bit base without any LoRA, bit for bit."""
-    drawing = Drawing(kind, model_of, tmp_path, torch.float32)
+    drawing = drawings(kind)
     fused = drawing.dequantised()
     adapters.fuse(fused, drawing.lora, 0.6)
     assert torch.allclose(drawing(lora=drawing.lora, lora_scale=0.6), drawing.by(fused), atol=2e-4, rtol=1e-3)
@@ -139,11 +150,15 @@ def test_in_half_precision_too(kind: str, model_of: Callable[[str], str], tmp_pa
 
 
 @torch.no_grad()
-def test_it_differs_from_the_whole_base_by_what_four_bits_explain(drawing: Drawing) -> None:
+@pytest.mark.parametrize("kind", ["sdxl", "sd15, rsLoRA", "sd35", "flux"])
+def test_it_differs_from_the_whole_base_by_what_four_bits_explain(
+    kind: str, drawings: Callable[[str], Drawing]
+) -> None:
     """P29: a number is off by half a gap between NF4's levels at most, and designs by what such noise explains.
 
     Of 16 levels from -1 to 1 the first two lie farthest apart, 0.304; the scale of a block is rounded by 1 % more.
     """
+    drawing = drawings(kind)
     small, whole = drawing.small(), drawing.whole()
     sizes = {}
     for name, layer in small.named_modules():
@@ -165,14 +180,12 @@ def test_it_differs_from_the_whole_base_by_what_four_bits_explain(drawing: Drawi
 
 
 @torch.no_grad()
-def test_edges_are_joined_for_a_repeat_in_the_loras_convolutions_too(
-    model_of: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_edges_are_joined_for_a_repeat_in_the_loras_convolutions_too(drawings: Callable[[str], Drawing]) -> None:
     """P13."""
-    drawing = Drawing("sdxl, convolutions", model_of, tmp_path, torch.float32)
-    drawing.batches = in_batches(PROMPTS, [NEGATIVE] * 2, [7, 8], 64, 64, 2)
+    drawing = drawings("sdxl, convolutions")
+    drawing.batches = in_batches(PROMPTS[:1], [NEGATIVE], [7], 64, 64, 1)
     plain = drawing(lora=drawing.lora)
-    drawing.sampling = Sampling("euler", 3, 4.0, repeat="straight")
+    drawing.sampling = Sampling("euler", 2, 4.0, repeat="straight")
     fused = drawing.dequantised()
     adapters.fuse(fused, drawing.lora)
     joined = drawing(lora=drawing.lora)
@@ -180,8 +193,8 @@ def test_edges_are_joined_for_a_repeat_in_the_loras_convolutions_too(
     assert not torch.allclose(joined, plain, atol=1e-2)
 
 
-def test_a_lora_of_another_model_is_refused(model_of: Callable[[str], str], tmp_path: Path) -> None:
-    drawing = Drawing("sdxl", model_of, tmp_path, torch.float32)
+def test_a_lora_of_another_model_is_refused(drawings: Callable[[str], Drawing], tmp_path: Path) -> None:
+    drawing = drawings("sdxl")
     state = {name: torch.zeros(one.shape[0], 32) if name.endswith("attn1.to_q.lora_A.weight") else one
              for name, one in drawing.lora.state.items()}  # fmt: skip
     other = adapters.save(state, RunFolder(tmp_path / "other"), drawing.lora.facts)
@@ -189,11 +202,9 @@ def test_a_lora_of_another_model_is_refused(model_of: Callable[[str], str], tmp_
         drawing(lora=other)
 
 
-def test_a_shelf_keeps_it_apart_from_the_whole_base_and_knows_its_size(
-    model_of: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_a_shelf_keeps_it_apart_from_the_whole_base_and_knows_its_size(drawings: Callable[[str], Drawing]) -> None:
     """P13: the second sheet is the first, bit for bit, without loading anything; another strength is another model."""
-    drawing = Drawing("sdxl", model_of, tmp_path, torch.float32)
+    drawing = drawings("sdxl")
     shelf, loaded = Shelf(1e9), []
 
     def told(is_small: bool, **more: Any) -> torch.Tensor:
