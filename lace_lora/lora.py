@@ -154,14 +154,15 @@ def put_on(module: Any, learnt: Mapping[str, Learnt], shape: Shape, strength: fl
     """
     layers = {name: one for name, one in module.named_modules() if hasattr(one, "lora_A")}
     if layers.keys() != learnt.keys():
+        names = "|".join(map(re.escape, learnt))  # a pattern: names in a list would be taken for endings
         config = LoraConfig(
-            r=shape.rank, lora_alpha=shape.alpha, target_modules=list(learnt), lora_dropout=0.0,
-            use_dora=shape.use_dora, use_rslora=shape.use_rslora,
+            r=shape.rank, lora_alpha=shape.alpha, target_modules=names, lora_dropout=0.0, use_dora=shape.use_dora,
+            use_rslora=shape.use_rslora,
         )  # fmt: skip
         with quiet.quiet():
             module.add_adapter(config, adapter_name=NAME)
         layers = {name: one for name, one in module.named_modules() if hasattr(one, "lora_A")}
-        assert layers.keys() == learnt.keys(), f"on {layers.keys() ^ learnt.keys()}, too"
+        assert layers.keys() == learnt.keys(), sorted(layers.keys() ^ learnt.keys())[:3]
     for name, one in learnt.items():
         layer = layers[name]
         layer.scaling[NAME] = strength

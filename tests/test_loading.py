@@ -51,7 +51,7 @@ def test_tensor_by_tensor_onto_a_device_gives_the_same_numbers(
     """What a GPU gets, shown on the CPU as the device: every network of every family, bit for bit."""
     model = built(name)
     before = networks(model, dtype)
-    monkeypatch.setattr(loading, "_straight_to", lambda device: {"device_map": {"": torch.device(device)}})
+    monkeypatch.setattr(loading, "straight_to", lambda device: {"device_map": {"": torch.device(device)}})
     for part, network in networks(model, dtype).items():
         expected = before[part].state_dict()
         assert network.state_dict().keys() == expected.keys() and not network.training

@@ -98,7 +98,7 @@ def _load(
                 low_cpu_mem_usage=True,
                 output_loading_info=True,
                 **dtype_argument,
-                **_straight_to(device),
+                **straight_to(device),
             )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -110,6 +110,6 @@ def _load(
     return module.requires_grad_(False).eval().to(device)  # buffers that no file holds, too
 
 
-def _straight_to(device: str) -> dict[str, Any]:
+def straight_to(device: str) -> dict[str, Any]:
     """What both libraries are told so that each tensor goes to a GPU as it is read; nothing for the CPU."""
     return {} if torch.device(device).type == "cpu" else {"device_map": {"": torch.device(device)}}
