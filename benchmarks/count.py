@@ -357,13 +357,19 @@ def text_rows(what: Known) -> list[dict[str, Any]]:
 
 
 def _weights(module: Any) -> dict[str, int]:
-    """Numbers in all, and in the layers that NF4 makes smaller; and how many layers have numbers."""
+    """Numbers in all, in the largest tensor, and in layers that NF4 makes smaller; and how many layers have numbers."""
     small = [layer for _, _, layer in quantize._linear_layers(module) if quantize.can_be_quantised(layer)]
     return {
         "parameters": sum(one.numel() for one in module.state_dict().values()),  # SD 3.5 keeps a table of places beside
+        "largest": largest(module),
         "quantizable": sum(layer.weight.numel() for layer in small),
         "layers": layers(module),
     }
+
+
+def largest(module: Any) -> int:
+    """Numbers of the largest tensor: a network passes through the computer's memory tensor by tensor."""
+    return max(one.numel() for one in module.state_dict().values())
 
 
 def layers(module: Any) -> int:
@@ -385,7 +391,8 @@ def _text(kind: str, config: Mapping[str, Any], tokens: int, learns: bool) -> di
         slope = (high - low) / (RANKS[1] - RANKS[0])
         step[f"step_{name}"] = [low - RANKS[0] * slope, slope]
     return {
-        "parameters": sum(one.numel() for one in plain.parameters()), "layers": layers(plain),
+        "parameters": sum(one.numel() for one in plain.parameters()), "largest": largest(plain),
+        "layers": layers(plain),
         "flop": read.flop, "peak": read.peak, "parameters_a_rank": parameters // RANKS[-1],
     } | step  # fmt: skip
 

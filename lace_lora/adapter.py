@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint, families
+from lace_lora import checkpoint, families, lean
 from lace_lora import lora as layers
 from lace_lora.adapter_facts import FACTS_KEY as FACTS_KEY
 from lace_lora.adapter_facts import METADATA_KEY as METADATA_KEY
@@ -216,17 +216,34 @@ def fuse_text(text: TextParts, adapter: Adapter, scale: float = 1.0) -> None:
     _fuse_all(text_modules(text), adapter, scale)
 
 
+def put_on(denoiser: Any, adapter: Adapter, scale: float = 1.0) -> None:
+    """Put the LoRA beside the layers of a denoiser in 4 bits, as it was while it was trained; see lora.put_on.
+
+    Raises AdapterError as fuse does.
+    """
+    facts, part = adapter.facts, families.named(adapter.facts.family).DENOISER
+    learnt = _checked({part: denoiser}, adapter)[part]
+    shape = Shape(facts.rank, facts.alpha, "", facts.use_dora, facts.use_rslora)
+    layers.put_on(denoiser, learnt, shape, scale * facts.strength)
+    lean.make_lean(denoiser)
+
+
 def _fuse_all(modules: Mapping[str, Any], adapter: Adapter, scale: float) -> None:
-    learnt = {part: layers.layers_of(adapter.state, part) for part in modules}
+    for part, learnt in _checked(modules, adapter).items():
+        layers.fuse(modules[part], learnt, scale * adapter.facts.strength)
+
+
+def _checked(modules: Mapping[str, Any], adapter: Adapter) -> dict[str, dict[str, layers.Learnt]]:
+    """The LoRA of each layer of each part. Raises AdapterError where one does not fit."""
+    found = {part: layers.layers_of(adapter.state, part) for part in modules}
     for part, module in modules.items():
-        misfit = layers.misfit(module, learnt[part])
+        misfit = layers.misfit(module, found[part])
         if misfit:
             raise AdapterError(
                 f"{adapter.path} does not fit this base model: {part}.{misfit}. "
                 f"It was made for {adapter.facts.base_model}; use that model, or train a new adapter."
             )
-    for part, module in modules.items():
-        layers.fuse(module, learnt[part], scale * adapter.facts.strength)
+    return found
 
 
 # -- inside --

@@ -21,6 +21,7 @@ from lace_lora import (
     families,
     journal,
     pictures,
+    quantize,
     stages,
     stopping,
     tensor_files,
@@ -37,6 +38,7 @@ from lace_lora.families.seam import Encoded, TextParts
 from lace_lora.file_names import public_name
 from lace_lora.image_files import read_picture
 from lace_lora.mishaps import out_of_memory
+from lace_lora.quantize import FourBits
 from lace_lora.run_folder import GridFolder
 from lace_lora.sampling import Sampling
 
@@ -82,6 +84,7 @@ class Work:
     precision: str
     device: str
     shared: Mapping[str, Any]  # what all cells have in common, as their key takes it
+    four_bits: FourBits | None = None  # the base in NF4; None as it is
 
     @property
     def dtype(self) -> torch.dtype:
@@ -246,11 +249,14 @@ def _touched(module: Any, lora: Adapter, part: str) -> dict[str, Tensor]:
 def _draw(
     work: Work, cells: Sequence[Cell], words: Mapping[Voice, stages.Words], shelf: _Shelf, stop: stopping.Stop, say: Say
 ) -> None:
-    """The denoiser, loaded once: every LoRA at every strength fused into it in turn; latents are kept on the disk."""
+    """The denoiser, loaded once: every LoRA at every strength fused into it in turn; latents are kept on the disk.
+
+    One in 4 bits gets each LoRA beside its layers; the base model's own pictures come before the first of them.
+    """
     tell = counting.lines(say, "drawn", len(cells))
     family = families.of(work.base_model)
     with out_of_memory("drawing"):
-        denoiser = family.load_denoiser(work.base_model, work.dtype, work.device)
+        denoiser = _loaded(work, family)
         try:
             fused: Adapter | None = None
             for first, group in _by_place(cells):
@@ -258,10 +264,13 @@ def _draw(
                     lora = shelf.of(first) if _voice(work, first) in words else None
                     if lora is None:
                         continue
-                    if fused is not None:
-                        _put_back(family, denoiser, work.base_model, fused)
-                    adapters.fuse(denoiser, lora, first.lora_scale)
-                    fused = lora
+                    if work.four_bits is not None:
+                        adapters.put_on(denoiser, lora, first.lora_scale)
+                    else:
+                        if fused is not None:
+                            _put_back(family, denoiser, work.base_model, fused)
+                        adapters.fuse(denoiser, lora, first.lora_scale)
+                        fused = lora
                 for cell in stop.until(group):
                     _draw_one(work, denoiser, cell, words[_voice(work, cell)])
                     tell(1)
@@ -270,6 +279,14 @@ def _draw(
         finally:
             del denoiser
             memory.give_back_memory()
+
+
+def _loaded(work: Work, family: Family) -> Any:
+    """The base's denoiser, as it is or in 4 bits."""
+    if work.four_bits is None:
+        return family.load_denoiser(work.base_model, work.dtype, work.device)
+    kept = work.four_bits
+    return quantize.load_nf4(work.base_model, work.dtype, work.device, kept.cache_dir, kept.say).train()
 
 
 def _draw_one(work: Work, denoiser: Any, cell: Cell, words: stages.Words) -> None:
@@ -290,12 +307,10 @@ def _put_back(family: Family, denoiser: Any, model: str, lora: Adapter) -> None:
     waiting = {name.removeprefix(f"{part}."): one for name, one in _touched(denoiser, lora, part).items()}
     folder = Path(folders.model_folder(model)) / part
     is_half = family.base_dtype(denoiser) in (torch.float16, torch.bfloat16)
-    variant = folders.weight_variant(folder, wants_half=is_half)
-    for file in sorted(folder.glob("*.safetensors")):
-        if (".fp16" in file.name) is (variant == "fp16"):
-            with safe_open(file, framework="pt") as opened:
-                for name in [name for name in opened.keys() if name in waiting]:
-                    waiting.pop(name).copy_(opened.get_tensor(name))
+    for file in folders.weight_files(folder, wants_half=is_half):
+        with safe_open(file, framework="pt") as opened:
+            for name in [name for name in opened.keys() if name in waiting]:
+                waiting.pop(name).copy_(opened.get_tensor(name))
     if waiting:
         raise ModelError(f"{folder} changed while the grid was drawn ({next(iter(waiting))} is gone). Draw it again.")
 
@@ -340,5 +355,5 @@ def _details(work: Work, cell: Cell) -> dict[str, Any]:
         "lora_scale": cell.lora_scale, "step": cell.step, "lora_digest": cell.digest,
         "concept_token": work.rows[0].facts.concept_token, "pretrained_model": public_name(work.base_model),
         "vae_model": public_name(work.vae_model) if work.vae_model else None, "precision": work.precision,
-        "key": cell.key,
+        "quantization": "nf4" if work.four_bits else "none", "key": cell.key,
     }  # fmt: skip

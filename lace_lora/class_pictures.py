@@ -10,6 +10,7 @@ from lace_lora.config import Config
 from lace_lora.data_utils import Example
 from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
+from lace_lora.quantize import FourBits
 from lace_lora.run_folder import RunFolder
 
 with quiet():
@@ -21,7 +22,10 @@ Say = Callable[[str], None]
 
 
 def draw(settings: Config, folder: RunFolder, dtype: torch.dtype, device: str, say: Say) -> list[Example]:
-    """Pictures drawn once by the base model from class_prompt, only what is missing; none without prior_loss_weight."""
+    """Pictures drawn once by the base model from class_prompt, only what is missing; none without prior_loss_weight.
+
+    By the base as it learns, in 4 bits or not: plain words shall stay what they are to that base.
+    """
     if not settings.prior_loss_weight:
         return []
     resolution, step = int(settings.resolution), layout(settings.pretrained_model).pixel_step
@@ -51,6 +55,7 @@ def draw(settings: Config, folder: RunFolder, dtype: torch.dtype, device: str, s
             device=device,
             batch=int(settings.train_batch_size),
             vae_model=settings.vae_model,
+            four_bits=FourBits(settings.cache_dir, say) if settings.quantization == "nf4" else None,
             say=say,
         )
         for number, picture in zip(numbers, drawn, strict=True):
@@ -69,7 +74,8 @@ def _made_from(settings: Config, side: int) -> dict[str, str | int | float]:
         "scheduler": settings.scheduler,
         "side_px": side,
     }
-    return facts | more | {"batch": int(settings.train_batch_size)}
+    base = {"quantization": "nf4"} if settings.quantization == "nf4" else {}
+    return facts | more | base | {"batch": int(settings.train_batch_size)}
 
 
 def _forget_others(folder: RunFolder, made_from: dict[str, str | int | float]) -> None:

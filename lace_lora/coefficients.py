@@ -9,6 +9,7 @@ flop_a_rank  [1, n]      what each rank adds to a training step
 peak         [1, n]      bytes held at most in one pass beside weights and gradients, in half precision; twice in fp32
 encoded                  channels of a latent cell, and numbers of a caption as the denoiser reads it
 guided_rows              of a pass that follows a prompt by guidance
+largest                  numbers of the largest tensor, since a part is loaded onto a GPU tensor by tensor
 quantizable              numbers in linear layers, which NF4 keeps in 4 bits and a little
 layers                   that have numbers of their own: each takes some time however small a picture is
 """
@@ -65,6 +66,11 @@ class Coefficients:
         """Numbers of a part."""
         rows = self.table["text"] if part == "text" else [self.table[part]]
         return self.scale * sum(float(row["parameters"]) for row in rows)
+
+    def largest(self, part: str) -> float:
+        """Numbers of the largest tensor of a part. One of a shape of its own: as much larger as all of it is."""
+        rows = self.table["text"] if part == "text" else [self.table[part]]
+        return self.scale * max(float(row["largest"]) for row in rows)
 
     def layers(self, part: str, way: str = "") -> int:
         """Layers that one pass through a part goes through; way: encode or decode, of the vae."""

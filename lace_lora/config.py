@@ -88,7 +88,7 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     refiner_model: str = setting("stabilityai/stable-diffusion-xl-refiner-1.0", "model", "refiner: a folder, or a Hugging Face name")
     vae_model: str | None = setting(None, "model", "another VAE, a folder or a Hugging Face name; empty means the base model's own")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = setting("auto", "model", "number format of the frozen base weights; auto takes bf16 where the GPU has it, else fp16, and fp32 on a CPU")
-    quantization: Literal["auto", "none", "nf4"] = setting("auto", "model", "nf4 keeps the frozen base in 4 bits: a third of the memory, slower steps; auto takes it only where nothing else fits")
+    quantization: Literal["auto", "none", "nf4"] = setting("auto", "model", "nf4 keeps the frozen base in 4 bits, in training and in drawing: a third of the memory, slower, a little coarser; auto takes it only where nothing else fits")
     attention_backend: Literal["sdpa", "xformers"] = setting("sdpa", "model", "sdpa is PyTorch's own memory-efficient attention; xformers where it is installed")
 
     rank: int = setting(16, "adapter", "size of the adapter; more learns finer stitches and overfits sooner", ge=1, le=128)

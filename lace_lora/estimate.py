@@ -25,7 +25,7 @@ from lace_lora.config import Config
 from lace_lora.data_utils import count_pictures, create_annotations
 from lace_lora.errors import MachineError, PicturesError
 from lace_lora.experience import NOTHING, Experience
-from lace_lora.families import known
+from lace_lora.families import known, limits
 from lace_lora.families.layouts import FAMILIES
 from lace_lora.machine import GIB, Machine, models_folder
 from lace_lora.plans import Caution as Caution
@@ -211,7 +211,7 @@ def check_drawing(config: Config, machine: Machine) -> Plan:
 
     config  settled, its numbers may still be auto; its base model and sizes are those that will be drawn with
     """
-    found = plan(presets.Settled(config, "none", "as set", {}), machine, 1)
+    found = plan(settling.for_drawing(config), machine, 1)
     check_fits(found, fitting.DRAWING)
     return found
 
@@ -236,6 +236,10 @@ def _remarks(job: Job, stages: Sequence[Stage]) -> list[str]:
             f"num_class_images {config.num_class_images}: {plans.time(minutes['class pictures'])} to draw them, for "
             f"{plans.time(minutes['train'])} of training; fewer are drawn sooner"
         )
+    if job.draws_in == "auto":
+        base, why = settling.drawing_base(job)
+        if base == "nf4":
+            found.append(f"designs are drawn with the base in 4 bits: {why}")
     if config.use_dora:
         found.append("use_dora: what it takes beside a plain LoRA was not counted; expect more memory and time")
     if not job.model.is_counted:
@@ -259,6 +263,11 @@ def _warnings(found: Plan) -> Iterator[Caution]:
     if asked != found.precision:
         _, why = machine.precision(config.mixed_precision)
         yield Caution("mixed_precision", f"mixed_precision is {asked}, but it is computed in {why}.")
+    family = known.family_of(config.pretrained_model)
+    if found.precision == "fp16" and family in limits.MADE_IN_BF16:
+        yield Caution("mixed_precision", f"{FAMILIES[family]} was made in bf16, and this is computed in fp16, whose "
+                                         "largest number is 65,504: not tried yet. A loss or design that is no number "
+                                         "is said at once; then choose a GPU with bf16, such as an L4.")  # fmt: skip
     yield from _processes(found)
     rate = config.learning_rate
     if config.optimizer == "prodigy" and rate < 0.1:
@@ -275,11 +284,10 @@ def _warnings(found: Plan) -> Iterator[Caution]:
     if config.rank >= 64 and machine.gpu_name and machine.vram_gb < 24:
         yield Caution("rank", f"rank {config.rank} on {machine.vram_gb:.0f} GB is tight and overfits soon; 16 holds a "
                               "style.")  # fmt: skip
-    family = FAMILIES[known.family_of(config.pretrained_model)]
     if machine.gpu_name is None and settling.native_side(config.pretrained_model) >= 512:
         yield Caution(
             "pretrained_model",
-            f"{family} on a CPU takes hours for a few steps. Choose a GPU, or preset demo for a first look.",
+            f"{FAMILIES[family]} on a CPU takes hours for a few steps. Choose a GPU, or preset demo for a first look.",
         )
 
 

@@ -94,10 +94,9 @@ def keep_drawing(plan: Plan, watch: Watch, base_model: str, sizes: Collection[tu
 
 def of_stage(job: Job, stage: Stage, seconds: float, **more: Any) -> Figure:
     """The figure of a stage of a job that took so many seconds; more: what else of Figure was measured."""
-    is_training = stage.name == "train"
     return Figure(
         stage.name, throughput.kind(job.machine), job.model.name,
-        "fp32" if stage.name == "decode" else job.precision, job.config.quantization if is_training else "none",
+        "fp32" if stage.name == "decode" else job.precision, stage.quantization,
         workload.detail(job, stage.name), seconds, stage.work, str(job.config.gradient_checkpointing),
         at=datetime.now(UTC).isoformat(timespec="seconds"), **more,
     )  # fmt: skip

@@ -6,9 +6,9 @@ from typing import Any
 
 from lace_lora import stage_needs, throughput
 from lace_lora.machine import Machine
+from lace_lora.stage_needs import SPARE as SPARE
 from lace_lora.workload import Job, Stage, cuts_a_picture
 
-SPARE = 0.95  # part of a memory that can be used; the rest is lost between blocks of different sizes, or the system's
 ADVISED = 3  # changes that are named
 MODES = ("none", "transformers", "full")
 TRAINING = ("encode pictures", "encode captions", "class pictures", "train", "sample")
@@ -60,7 +60,7 @@ def misfits(stages: Iterable[Stage], machine: Machine) -> list[Misfit]:
     """
     found = []
     for stage in stages:
-        if machine.gpu_name and 0 < machine.vram_gb * SPARE < stage.memory_gb:
+        if not stage_needs.has_room(stage, machine):
             found.append(Misfit(stage.name, VRAM, stage.memory_gb, machine.vram_gb))
         room = machine.ram_gb * SPARE
         if 0 < room < stage.ram_gb:
@@ -181,6 +181,8 @@ def _of_training(job: Job) -> Iterator[_Knob]:
 
 
 def _of_drawing(job: Job) -> Iterator[_Knob]:
+    if job.draws_in == "none" and job.machine.gpu_name:
+        yield _one(PRECISION, {"quantization": "nf4"}, "the base in 4 bits, a little coarser")
     side = int(job.config.resolution)
     asked = (job.config.width or side, job.config.height or side)
     sizes = [tuple(max(32, int(one * share) // 8 * 8) for one in asked) for share in SHARES]

@@ -97,7 +97,7 @@ def run(
     what is finished stays.
     """
     machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
-    settings = presets.settle(config, machine).config
+    settings = inference.for_drawing(presets.settle(config, machine))
     scales = _checked_scales(settings, scales)
     rows, left_out = candidates.of_run(RunFolder.of(settings), steps, say)
     told = _checked_prompts(settings, rows[0].facts, prompts)
@@ -121,7 +121,9 @@ def compare(config: Config, prompts: Sequence[str] = (), seeds: Sequence[int] = 
     seeds    none means three, from the setting seed on
     returns  the strip; one of other prompts, seeds or settings is never overwritten, but for that of the same
     """
-    settings = presets.settle(config, Machine.here(config.drive_mount_path, config.lora_output_dir)).config
+    settings = inference.for_drawing(
+        presets.settle(config, Machine.here(config.drive_mount_path, config.lora_output_dir))
+    )
     folder = RunFolder.of(settings)
     facts = adapters.load(folder.root).facts
     prompts = _checked_prompts(settings, facts, prompts)
@@ -137,6 +139,7 @@ def compare(config: Config, prompts: Sequence[str] = (), seeds: Sequence[int] = 
     names = ("lora_scale", "negative_prompt", "width", "height", "vae_model", "pretrained_model", "mixed_precision")
     asked = {"prompts": prompts, "seeds": seeds, **asdict(order.sampling_of(settings))}
     asked |= {name: getattr(settings, name) for name in names}
+    asked |= {"quantization": "nf4"} if settings.quantization == "nf4" else {}
     details = {"prompts": prompts, "seeds": seeds, "lora_scale": settings.lora_scale, "key": key_of(asked)}
     number = 1
     while (path := folder.other_strip(number)).exists() and key_in(path) != details["key"]:
@@ -215,6 +218,8 @@ def _prepared(
     models = order.models_of([base_model], settings.vae_model)
     shared = asdict(sampling) | {"negative_prompt": settings.negative_prompt, "width": width, "height": height}
     shared |= {"models": models, "precision": precision}
+    four_bits = order.four_bits_of(settings, learnt, base_model, (width, height), machine, say)
+    shared |= {"quantization": "nf4"} if four_bits else {}
     asked = {"prompts": told, "seeds": drawn_from, "scales": scales, "steps": sorted(set(steps)) if steps else None}
     digest = key_of({"asked": asked, "drawn": shared})
     folder = RunFolder.of(settings).free_grid(digest, name)
@@ -222,7 +227,7 @@ def _prepared(
         checkpoint.write_json(folder.request, {"digest": digest, "asked": asked})
     return Work(
         folder, rows, scales, told, drawn_from, settings.negative_prompt, sampling, width, height, base_model,
-        settings.vae_model, precision, machine.device, shared,
+        settings.vae_model, precision, machine.device, shared, four_bits,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from lace_lora import (
     own_folders,
     presets,
     production,
+    settling,
     sheet,
     stages,
     stopping,
@@ -90,7 +91,7 @@ def run(
     own_shelf = Shelf.of(machine, say) if shelf is None and place is None else None
     with own_folders.answering(settled.config):
         if place is None:
-            order = orders.prepare(settled.config, machine, say, shelf or own_shelf)
+            order = orders.prepare(for_drawing(settled), machine, say, shelf or own_shelf)
         else:
             order = elsewhere.prepare(settled.config, place, say)
     stop, watch, lacked = stop or stopping.Stop(), watch or figures.Watch(), False
@@ -114,12 +115,36 @@ def run(
         return _delivered(order, is_whole, stop, say)
 
 
+def for_drawing(settled: presets.Settled) -> Config:
+    """The settled settings, but a preset's quantization is open again: it was chosen for training."""
+    return settled.config.with_preset({"quantization": settled.draws_in})
+
+
+def as_planned(config: Config) -> Config:
+    """The settings with the quantization that the plan chooses where it is left open: what it needs can be installed.
+
+    Nothing is fetched. Draw with the settings themselves: a sheet that was begun otherwise is finished so.
+    Raises AdapterError where nothing was trained yet.
+    """
+    machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
+    settings = for_drawing(presets.settle(config, machine))
+    if settings.quantization != "auto" or backends.of(settings.backend) is not None:
+        return settings
+    with own_folders.answering(settings):
+        lora = adapters.load(RunFolder.of(settings).root)
+    base_model = lora.facts.base_model if lora.facts.versions else settings.pretrained_model
+    side = lora.facts.resolution or settling.native_side(base_model)
+    size = settings.width or side, settings.height or side
+    quantization, _ = settling.drawn_in(orders.as_drawn(settings, lora, base_model, size), machine)
+    return settings.with_preset({"quantization": quantization})
+
+
 def _as_drawn(config: Config, order: Order) -> Config:
-    """The settings with the base model and the largest size of the order: both may be the LoRA's, not the config's."""
-    width, height = max(((one.width, one.height) for one in order.pictures), key=lambda size: size[0] * size[1])
-    drawn = {"pretrained_model": order.base_model, "refiner_model": order.refiner_model}
+    """The settings with base model, rank and largest size of the order: they may be the LoRA's, not the config's."""
+    drawn = {"refiner_model": order.refiner_model, "quantization": order.quantization}
     refine = config.refine if order.refining else "none"
-    return config.with_preset(drawn | {"width": width, "height": height, "refine": refine})
+    config = orders.as_drawn(config, order.lora, order.base_model, orders.largest(order.pictures))
+    return config.with_preset(drawn | {"refine": refine})
 
 
 def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generation], None] | None, make: Make) -> bool:
@@ -223,7 +248,7 @@ def compare_all(
 ) -> list[tuple[list[Image.Image], list[Image.Image]]]:
     """The same for several prompts, one pair each, with every model loaded once for all. Writes nothing."""
     machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
-    settings = presets.settle(config, machine).config
+    settings = for_drawing(presets.settle(config, machine))
     with own_folders.answering(settings):
         lora = adapters.load(RunFolder.of(settings).root)
     base_model = orders.base_model_of(settings, lora, say)
@@ -236,6 +261,7 @@ def compare_all(
     told, drawn_from = [prompt for prompt, _ in asked], [seed for _, seed in asked]
     width, height = wanted.size_of(settings, lora, base_model)
     check_size(base_model, width, height)
+    four_bits = orders.four_bits_of(settings, lora, base_model, (width, height), machine, say)
     count, negatives = batch_size(base_model, width, height, machine), [settings.negative_prompt] * len(asked)
     batches = in_batches(told, negatives, drawn_from, width, height, count)
     sampled = orders.sampling_of(settings)
@@ -249,7 +275,15 @@ def compare_all(
             )
         say(f"drawing {len(asked)} pictures with lora_scale {lora_scale:g}")
         for drawn in stages.denoise(
-            base_model, batches, words, sampled, lora=lora, lora_scale=lora_scale, dtype=dtype, device=device
+            base_model,
+            batches,
+            words,
+            sampled,
+            lora=lora,
+            lora_scale=lora_scale,
+            dtype=dtype,
+            device=device,
+            four_bits=four_bits,
         ):
             latents += drawn.finished_BCHW
 

@@ -138,9 +138,42 @@ def misfit(module: Any, learnt: Mapping[str, Learnt]) -> str | None:
         shape = (one.up.shape[0], *one.down.shape[1:])
         if weight is None:
             return f"{name} (no such layer)"
-        if tuple(weight.shape) != shape:
-            return f"{name} (shape {tuple(weight.shape)}, not {shape})"
+        there = tuple(getattr(weight, "quant_state", weight).shape)  # 4 bits are packed in another shape
+        if there != shape:
+            return f"{name} (shape {there}, not {shape})"
     return None
+
+
+def put_on(module: Any, learnt: Mapping[str, Learnt], shape: Shape, strength: float) -> None:
+    """Put a LoRA beside the layers of a denoiser in 4 bits, which would lose it if it were fused into them.
+
+    shape     its rank, and whether it is DoRA's
+    strength  of B·A; with DoRA the learnt lengths count whole, whatever it is
+
+    As in training the LoRA is in the base's own precision. One that is on these very layers gets the new values.
+    """
+    layers = {name: one for name, one in module.named_modules() if hasattr(one, "lora_A")}
+    if layers.keys() != learnt.keys():
+        names = "|".join(map(re.escape, learnt))  # a pattern: names in a list would be taken for endings
+        config = LoraConfig(
+            r=shape.rank, lora_alpha=shape.alpha, target_modules=names, lora_dropout=0.0, use_dora=shape.use_dora,
+            use_rslora=shape.use_rslora,
+        )  # fmt: skip
+        with quiet.quiet():
+            module.add_adapter(config, adapter_name=NAME)
+        layers = {name: one for name, one in module.named_modules() if hasattr(one, "lora_A")}
+        assert layers.keys() == learnt.keys(), sorted(layers.keys() ^ learnt.keys())[:3]
+    for name, one in learnt.items():
+        layer = layers[name]
+        layer.scaling[NAME] = strength
+        halves = {layer.lora_A[NAME]: one.down, layer.lora_B[NAME]: one.up}
+        if one.magnitude is not None:
+            halves[layer.lora_magnitude_vector[NAME]] = one.magnitude
+        for half, values in halves.items():
+            dtype = _dtype_beside(layer)
+            half.weight = nn.Parameter(
+                values.to(half.weight.device, dtype).view(half.weight.shape), requires_grad=False
+            )
 
 
 @torch.no_grad()
@@ -167,6 +200,14 @@ def fused(weight: Tensor, one: Learnt, strength: float) -> Tensor:
 
 
 # -- inside --
+
+
+def _dtype_beside(layer: Any) -> torch.dtype:
+    """What the LoRA of a layer is computed in: the dtype of its weights, or what they were before they had 4 bits."""
+    base = layer.get_base_layer()
+    state = getattr(base.weight, "quant_state", None)
+    dtype: torch.dtype = base.weight.dtype if state is None else state.dtype
+    return dtype
 
 
 def _check_targets(module: Any, targets: Sequence[str]) -> None:

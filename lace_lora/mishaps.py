@@ -27,7 +27,7 @@ def out_of_memory(doing: str) -> Iterator[None]:
         on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUBLAS" in str(error)
         raise OutOfMemory(
             f"{'The GPU' if on_gpu else 'This computer'} ran out of memory while {doing}. Next to try: smaller width "
-            "and height, mixed_precision fp16 on a GPU, or refine none. What is finished is kept; run again to go on."
+            "and height, quantization nf4 on a GPU, or refine none. What is finished is kept; run again to go on."
         ) from error
 
 

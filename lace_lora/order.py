@@ -6,7 +6,7 @@ What was learnt (base model, concept token, class words, size) comes from the ad
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import families, finishing, queries, repeats, sheet, stages, wanted
+from lace_lora import families, finishing, quantize, queries, repeats, settling, sheet, stages, wanted
 from lace_lora.batches import Batch, batch_size, check_pair, check_size
 from lace_lora.between_stages import Pictures
 from lace_lora.conditions import forces_zeros
@@ -29,6 +29,7 @@ from lace_lora.finishing import Finishing
 from lace_lora.image_files import open_picture
 from lace_lora.machine import Machine
 from lace_lora.pictures import parameters_text
+from lace_lora.quantize import FourBits
 from lace_lora.run_folder import RunFolder, Shard, SheetFolder
 from lace_lora.sampling import Refining, Sampling, refiner_begin, start_begin
 from lace_lora.sheet import Generation, Placed
@@ -37,6 +38,7 @@ from lace_lora.workplace import Workplace
 
 # Raised by hand when the same request would give other pictures than an earlier version of this code drew.
 DRAWING = 1
+RANK_AT_MOST = 128  # as the setting has it
 LONGEST_JPEG_TEXT = 60_000  # bytes; a JPEG's comment and its EXIF hold 65,533 each
 
 Say = Callable[[str], None]
@@ -65,6 +67,7 @@ class Order:
     asked_name: str  # of the sheet, which another request may have
     start: Image.Image | None = None  # what every picture begins with
     starts: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # its latents CHW by width and height
+    four_bits: FourBits | None = None  # the base in NF4; None as it is
 
     @property
     def folder(self) -> SheetFolder:
@@ -93,7 +96,12 @@ class Order:
 
     def kept_as(self, stage: str) -> str:
         """The name under which a stage keeps its latents: those of another precision are not taken up."""
-        return f"{stage}-{self.pictures[0].precision}"
+        return f"{stage}-{self.pictures[0].precision}{'-nf4' if self.four_bits else ''}"
+
+    @property
+    def quantization(self) -> str:
+        """Of the base: none or nf4."""
+        return "nf4" if self.four_bits else "none"
 
     def batch(self, numbers: Pictures, *, for_refiner: bool = False) -> Batch:
         """A batch as the stages take it, in the words of the base or of the refiner."""
@@ -138,6 +146,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     models += [precision] if config.mixed_precision != "auto" else []  # auto may be finished on another machine
     sizes = {(one.width, one.height) for one in pictures}
     at_once = {size: batch_size(base_model, *size, machine) for size in sizes}
+    pictures, four_bits = _based(config, run, lora, base_model, pictures, models, machine, shard, say)
     placed_sheet = placed(config, run, pictures, models, at_once, shard, say)
     return Order(
         run=run,
@@ -158,7 +167,71 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
         packs=config.zip,
         asked_name=config.sheet_name,
         start=start,
+        four_bits=four_bits,
     )
+
+
+def four_bits_of(
+    config: Config, lora: adapters.Adapter, base_model: str, size: tuple[int, int], machine: Machine, say: Say
+) -> FourBits | None:
+    """The base in 4 bits where that is set, or where it would not fit as it is, which is told; else None.
+
+    size  of the largest picture, px
+
+    Raises MachineError where the package for 4 bits is missing.
+    """
+    return _in_bits(config, *settling.drawn_in(as_drawn(config, lora, base_model, size), machine), say)
+
+
+def as_drawn(config: Config, lora: adapters.Adapter, base_model: str, size: tuple[int, int]) -> Config:
+    """The settings with the LoRA's base model and rank and the size of what is drawn: as they are planned for."""
+    rank = min(lora.facts.rank, RANK_AT_MOST)  # one that was trained elsewhere may be larger
+    return config.with_preset({"pretrained_model": base_model, "rank": rank, "width": size[0], "height": size[1]})
+
+
+def largest(pictures: Sequence[Generation]) -> tuple[int, int]:
+    """Width and height of the largest, px."""
+    return max(((one.width, one.height) for one in pictures), key=lambda size: size[0] * size[1])
+
+
+def _in_bits(config: Config, quantization: str, why: str, say: Say) -> FourBits | None:
+    if quantization == "none":
+        return None
+    quantize.check_bitsandbytes()
+    say(f"drawing   with the base in 4 bits (nf4): {why}")
+    return FourBits(config.cache_dir, say)
+
+
+def _based(
+    config: Config, run: RunFolder, lora: adapters.Adapter, base_model: str, pictures: Sequence[Generation],
+    models: Sequence[str], machine: Machine, shard: Shard, say: Say,
+) -> tuple[list[Generation], FourBits | None]:  # fmt: skip
+    """The pictures with what they are drawn with: the base as it is, or in 4 bits.
+
+    Where that is left open, a sheet is finished as it was begun, whatever the plan would choose on this machine.
+    """
+    ways = {name: [replace(one, quantization=name) for one in pictures] for name in ("none", "nf4")}
+    drawn_in = _place_of(config, run, shard, lambda line: None)
+    chosen, why = settling.drawn_in(as_drawn(config, lora, base_model, largest(pictures)), machine)
+    if config.quantization == "auto":
+        other = "none" if chosen == "nf4" else "nf4"
+        is_begun = {name: sheet.is_begun(run, config.sheet_name, ways[name], models, drawn_in) for name in ways}
+        if is_begun[other] and not is_begun[chosen]:
+            chosen, why = other, "so the sheet was begun"
+            if other == "none":
+                say(f"drawing   with the base as it is: {why}")
+    return ways[chosen], _in_bits(config, chosen, why, say)
+
+
+def _place_of(config: Config, run: RunFolder, shard: Shard, say: Say) -> Callable[[SheetFolder], Workplace]:
+    """In which place a sheet of the run is drawn, by its folder."""
+
+    def drawn_in(kept: SheetFolder) -> Workplace:
+        if shard.of > 1:
+            return Workplace.at(kept, say)
+        return Workplace.of(run, kept, config.drive_mount_path, config.cache_dir, say)
+
+    return drawn_in
 
 
 def placed(
@@ -169,12 +242,7 @@ def placed(
 
     Several processes see what the others have finished in the folder itself.
     """
-
-    def drawn_in(kept: SheetFolder) -> Workplace:
-        if shard.of > 1:
-            return Workplace.at(kept, say)
-        return Workplace.of(run, kept, config.drive_mount_path, config.cache_dir, say)
-
+    drawn_in = _place_of(config, run, shard, say)
     placed = sheet.place(run, config.sheet_name, pictures, models, at_once, shard, drawn_in)
     kept = placed.workplace.kept
     is_there = placed.workplace.is_apart and not placed.folder.root.is_dir()

@@ -77,7 +77,8 @@ class Plan:
         """What decides the stages."""
         precision, _ = self.machine.precision(self.config.mixed_precision)
         model = coefficients.of(self.config.pretrained_model)
-        return Job(self.config, self.pictures, self.machine, precision, model, self.known)
+        draws_in = self.settled.draws_in if self.settled else self.config.quantization
+        return Job(self.config, self.pictures, self.machine, precision, model, self.known, draws_in)
 
     @property
     def speed(self) -> Speed | None:

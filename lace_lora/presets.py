@@ -62,6 +62,11 @@ class Settled:
     machine: Machine | None = field(default=None, repr=False, compare=False)
     asked: Config | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def draws_in(self) -> str:
+        """The quantization that a person asked for in drawing; a preset's is about training, so auto stands for it."""
+        return "auto" if "quantization" in self.reasons else self.config.quantization
+
     def changed(self, settings: Mapping[str, Any], machine: Machine) -> "Settled":
         """What a person gets who also asks for these settings, on this machine or another."""
         asked = self.asked or self.config

@@ -122,7 +122,7 @@ def _draw(
         return stages.denoise(
             order.base_model, watch.begins(stop.until(order.batch(batch) for batch in waiting)), words, order.sampling,
             refining=order.refining, lora=order.lora, lora_scale=order.lora_scale, dtype=order.dtype,
-            device=order.device, shelf=order.shelf,
+            device=order.device, shelf=order.shelf, four_bits=order.four_bits,
         )  # fmt: skip
 
     for batch, drawn in _halving(order, DRAWN, batches, drawing, say):

@@ -1,5 +1,8 @@
 """The frozen denoiser in 4 bits (NF4 with double quantisation), made layer by layer and kept for the next start.
 
+It is read tensor by tensor and quantised as it comes, so that it is whole nowhere: neither in the computer's memory nor
+on the GPU.
+
 diffusers refuses to quantise without a GPU and bitsandbytes does not, so the layers are put in by hand: the same code
 then serves a T4 and a laptop. A 4-bit layer computes in the dtype that it was quantised from.
 
@@ -9,13 +12,14 @@ evaluation mode packs the weights anew, and no backward pass is possible afterwa
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lace_lora import checkpoint, families, tensor_files
 from lace_lora.errors import LaceError, MachineError
-from lace_lora.families import folders
+from lace_lora.families import folders, loading
 from lace_lora.families.layouts import layout
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import GIB
@@ -31,21 +35,27 @@ LINEAR_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a number: 4 bits, its share of a
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class FourBits:
+    """That a base is to be had in 4 bits: where it is kept for the next start, and who is told when it is made."""
+
+    cache_dir: str | Path
+    say: Say = print
+
+
 def load_nf4(model: str, dtype: torch.dtype, device: str, cache_dir: str | Path, say: Say = print) -> Any:
     """The base's denoiser with its linear layers in NF4, all else in dtype; from the kept file where there is one.
 
-    Raises MachineError where bitsandbytes is missing.
+    Raises MachineError where bitsandbytes is missing, and ModelError where the model is damaged.
     """
-    _check_bitsandbytes()
+    check_bitsandbytes()
     kept = kept_folder(model, dtype, cache_dir)
     if kept.is_dir():
         problem = checkpoint.problem_of(kept)
         if problem is None:
             return _from_file(kept / file_name(model), model, dtype, device)
         say(f"{kept} is passed over ({problem}); the {layout(model).denoiser} is quantised again.")
-    denoiser = families.of(model).load_denoiser(model, dtype, "cpu")
-    done, left = quantise(denoiser, device)
-    denoiser.to(device)
+    denoiser, done, left = _quantised(model, dtype, device)
     say(f"nf4       {done} linear layers in 4 bits ({size_gib(denoiser):.2f} GB in all), {left} too narrow for it")
     try:
         checkpoint.save_folder(kept, lambda folder: tensor_files.write(folder / file_name(model), _state_of(denoiser)))
@@ -67,20 +77,15 @@ def kept_folder(model: str, dtype: torch.dtype, cache_dir: str | Path) -> Path:
     return Path(cache_dir).expanduser() / f"{part}-nf4-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
-def quantise(module: nn.Module, device: str) -> tuple[int, int]:
-    """Replace the linear layers inside `module` by 4-bit ones on `device`, one after the other.
-
-    returns  how many were replaced, and how many stay because a side is no multiple of 64
-    """
-    linear = list(_linear_layers(module))
-    fitting = [(parent, name, layer) for parent, name, layer in linear if can_be_quantised(layer)]
-    for parent, name, layer in fitting:
-        small = _empty_4bit(layer, layer.weight.dtype)
-        small.weight = _params4bit()(layer.weight.data, requires_grad=False, quant_type="nf4", module=small)
-        small.bias = layer.bias
-        setattr(parent, name, small.to(device))  # moving it is what quantises it
-    module.is_loaded_in_4bit = True  # type: ignore[assignment]  # PEFT asks for this before it uses its 4-bit layers
-    return len(fitting), len(linear) - len(fitting)
+def check_bitsandbytes() -> None:
+    """Raises MachineError, with what to do, where the package is missing."""
+    try:
+        with quiet():
+            import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MachineError(
+            "quantization nf4 needs the package bitsandbytes: pip install bitsandbytes. Or set quantization none."
+        ) from error
 
 
 def can_be_quantised(layer: nn.Linear) -> bool:
@@ -100,24 +105,64 @@ def size_gib(module: nn.Module) -> float:
     return total / GIB
 
 
-def planned_gib(module: nn.Module, bytes_a_number: int = 2) -> float:
-    """What size_gib will be after `quantise`, counted from shapes alone (a module on the meta device will do)."""
+def planned_bytes(module: nn.Module, bytes_a_number: int = 2) -> int:
+    """What all of it will take in 4 bits, counted from shapes alone (a module on the meta device will do)."""
     small = sum(layer.weight.numel() for _, _, layer in _linear_layers(module) if can_be_quantised(layer))
     whole = sum(parameter.numel() for parameter in module.parameters())
-    return (small * LINEAR_BYTES + (whole - small) * bytes_a_number) / GIB
+    return round(small * LINEAR_BYTES + (whole - small) * bytes_a_number)
 
 
 # -- inside --
 
 
-def _check_bitsandbytes() -> None:
+def _quantised(model: str, dtype: torch.dtype, device: str) -> tuple[Any, int, int]:
+    """The denoiser out of the model's own files, each layer quantised on `device` as it is read.
+
+    returns  it; how many layers are in 4 bits, and how many linear ones are not because a side is no multiple of 64
+    """
+    part, denoiser = layout(model).denoiser, families.of(model).empty_denoiser(model)
+    linear = len(list(_linear_layers(denoiser)))
+    small = {f"{name}.weight": layer for name, layer in _with_4bit_layers(denoiser, dtype).items()}
+    folder, rest, waiting = Path(folders.model_folder(model)) / part, {}, set(small)
+    for name, tensor in loading.tensors(model, part, dtype):
+        if name not in small:
+            rest[name] = tensor.to(device)
+            continue
+        layer = small[name]
+        if tensor.shape != (layer.out_features, layer.in_features):
+            raise loading.incomplete(folder, name)
+        weight = _params4bit()(tensor, requires_grad=False, quant_type="nf4", module=layer)
+        layer.weight = weight.to(device)  # moving it is what quantises it
+        waiting.discard(name)
+    if waiting:
+        raise loading.incomplete(folder, min(waiting))
     try:
-        with quiet():
-            import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MachineError(
-            "quantization nf4 needs the package bitsandbytes: pip install bitsandbytes. Or set quantization none."
-        ) from error
+        _filled(denoiser, rest)
+    except RuntimeError as error:  # of another shape
+        raise loading.damaged(folder, error) from error
+    if empty := _empty(denoiser):
+        raise loading.incomplete(folder, empty[0])
+    return denoiser, len(small), linear - len(small)
+
+
+def _with_4bit_layers(denoiser: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """Put an empty 4-bit layer in the place of each linear one that can be quantised; these, by name."""
+    for parent, name, layer in list(_linear_layers(denoiser)):
+        if can_be_quantised(layer):
+            setattr(parent, name, _empty_4bit(layer, dtype))
+    return {name: one for name, one in denoiser.named_modules() if type(one).__name__ == "Linear4bit"}
+
+
+def _filled(denoiser: Any, rest: dict[str, Tensor]) -> Any:
+    """The denoiser with its other tensors, frozen."""
+    denoiser.load_state_dict(rest, strict=False, assign=True)
+    denoiser.is_loaded_in_4bit = True  # PEFT asks for this before it uses its 4-bit layers
+    return denoiser.requires_grad_(False).eval()
+
+
+def _empty(denoiser: Any) -> list[str]:
+    """Names of tensors that are not there yet."""
+    return [name for name, one in (*denoiser.named_parameters(), *denoiser.named_buffers()) if one.is_meta]
 
 
 def _params4bit() -> Any:
@@ -157,17 +202,10 @@ def _from_file(file: Path, model: str, dtype: torch.dtype, device: str) -> Any:
     """Fill an empty denoiser from the kept file: the half-precision weights are never read."""
     denoiser = families.of(model).empty_denoiser(model)
     tensors = load_file(file, device=device)
-    for parent, name, layer in list(_linear_layers(denoiser)):
-        if can_be_quantised(layer):
-            setattr(parent, name, _empty_4bit(layer, dtype))
-    quantised = {name for name, module in denoiser.named_modules() if type(module).__name__ == "Linear4bit"}
-    for name in quantised:
+    for name, layer in _with_4bit_layers(denoiser, dtype).items():
         prefix = f"{name}.weight"
         scales = {key: tensors.pop(key) for key in list(tensors) if key.startswith(f"{prefix}.")}
-        module = denoiser.get_submodule(name)
-        module.weight = _params4bit().from_prequantized(tensors.pop(prefix), scales, device=device, module=module)
-    denoiser.load_state_dict(tensors, strict=False, assign=True)
-    empty = [name for name, parameter in denoiser.named_parameters() if parameter.is_meta]
-    assert not empty, f"{file} lacks {empty[:3]}, which its checksum says it held"
-    denoiser.is_loaded_in_4bit = True
-    return denoiser.requires_grad_(False).eval()
+        layer.weight = _params4bit().from_prequantized(tensors.pop(prefix), scales, device=device, module=layer)
+    _filled(denoiser, tensors)
+    assert not _empty(denoiser), f"{file} lacks {_empty(denoiser)[:3]}, which its checksum says it held"
+    return denoiser

@@ -77,7 +77,8 @@ def drawing(machine: Machine, base_model: str = "", resolution: int = 0) -> Call
         settled = presets.settle(config, machine)
         if known is None:
             known = experience.read(settled.config.cache_dir, machine, settled.config.lora_output_dir)
-        as_learnt = Settled(settled.config.with_preset(learnt), settled.preset, settled.why, {})
+        drawn_with = learnt | {"quantization": settled.draws_in}
+        as_learnt = Settled(settled.config.with_preset(drawn_with), settled.preset, settled.why, {})
         return Drawing(settled, estimate.plan(as_learnt, machine, 1, known))  # the pictures learnt do not matter here
 
     return replan
@@ -141,6 +142,8 @@ def drawing_summary(found: Drawing) -> Rows:
     time_is = plans.known_from(next((one for one in sources if one == throughput.ESTIMATED), sources[0]))
     needs_gb = max(stage.memory_gb for stage in stages)
     rows = [("GPU memory", _memory(plan.machine, needs_gb, plan.verdict(VRAM, DRAWING))), *_ram(plan, DRAWING)]
+    if plan.stage("generate").quantization == "nf4":
+        rows.append(("base", "drawn with in 4 bits, a little coarser"))
     size = f"{config.width or config.resolution} × {config.height or config.resolution} px"
     if config.favourites_of or config.prompts_file:  # how many these are is not known before they are read
         return [*rows, ("designs", f"as many as {'favourites_of' if config.favourites_of else 'prompts_file'} names")]

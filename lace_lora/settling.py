@@ -4,9 +4,10 @@ import importlib.util
 from dataclasses import dataclass
 from math import ceil
 
-from lace_lora import coefficients, fitting, presets, stage_needs
+from lace_lora import coefficients, fitting, presets, stage_needs, throughput
+from lace_lora.config import Config, fields_of
 from lace_lora.errors import SettingsError
-from lace_lora.experience import Experience
+from lace_lora.experience import NOTHING, Experience
 from lace_lora.families import known, limits
 from lace_lora.families.layouts import FAMILIES
 from lace_lora.machine import GIB, Machine
@@ -68,7 +69,8 @@ class Choosing:
         open_ones = {name: value for name, value in least.items() if getattr(self.config, name) == "auto"}
         values = open_ones | changes
         config = self.config.with_preset(values) if values else self.config
-        return Job(config, self.pictures, self.machine, self.precision, self.model, self.known)
+        draws_in = self.settled.draws_in
+        return Job(config, self.pictures, self.machine, self.precision, self.model, self.known, draws_in)
 
     def costs(self) -> list[str]:
         """What a person's own settings cost against what would have been chosen, a sentence each."""
@@ -185,7 +187,7 @@ class Choosing:
     def _fitting(self, stages: tuple[str, ...], **changes: object) -> list[tuple[str, str]]:
         """Quantization and checkpointing with which stages fit, in the order in which they cost quality and time.
 
-        Four bits are no help against a computer's own memory, through which every part passes whole.
+        Four bits are chosen for a GPU's memory only.
         """
         config = self.config
         kinds = [kind for kind in ("none", "nf4") if config.quantization in ("auto", kind)]
@@ -207,7 +209,7 @@ class Choosing:
         if not fitting_ones:
             least = "the least memory, though even that does not fit"
             small = "nf4" if self.machine.gpu_name else "none"
-            why = least if self.machine.gpu_name else "4 bits are no help against a computer's own memory"
+            why = least if self.machine.gpu_name else "4 bits are chosen for a GPU's memory only"
             return [("quantization", small, why), ("gradient_checkpointing", "full", least)]
         quantization, mode = fitting_ones[0]
         why = {
@@ -269,6 +271,38 @@ class Choosing:
             f"{self.config.optimizer} needs the package bitsandbytes, which is not installed (pip install "
             f"bitsandbytes); adamw learns the same and takes {more:.0f} MB more"
         )
+
+
+def for_drawing(config: Config) -> presets.Settled:
+    """Settled settings to plan new designs with: what the family cannot learn by is nobody's wish any more."""
+    of_drawing = {name for name, _ in fields_of(limits.DRAWING)}
+    learnt_by = config.given & limits.LIMITS[known.family_of(config.pretrained_model)].keys() - of_drawing
+    return presets.Settled(config, "none", "as set", {name: "" for name in learnt_by})
+
+
+def drawn_in(config: Config, machine: Machine) -> tuple[str, str]:
+    """In what designs are drawn, none or nf4, and why: as set, else as it is wherever that fits, else in 4 bits.
+
+    config  its base model, LoRA and largest size are those that will be drawn with; a preset's quantization is auto
+    """
+    if config.quantization != "auto":
+        return config.quantization, "as set"
+    choosing = Choosing(for_drawing(config), machine, 1, NOTHING)
+    choosing.settle()
+    return drawing_base(choosing.job())
+
+
+def drawing_base(job: Job) -> tuple[str, str]:
+    """The same of a job."""
+    at_once = throughput.pictures_at_once(job.design_cells, job.machine)
+    stage = stage_needs.generate(job, at_once)
+    if stage.quantization == "none":
+        return "none", "the base model fits as it is"
+    whole = stage_needs.drawn(job, "generate", job.config.num_images, job.design_cells, at_once, "none")
+    return "nf4", (
+        f"{whole.memory_gb:.1f} GB would be needed in {job.precision}, and {job.machine.gpu_name} has "
+        f"{job.machine.vram_gb:.1f}; in 4 bits {stage.memory_gb:.1f}, the base a little coarser"
+    )
 
 
 def native_side(model: str) -> int:

@@ -25,6 +25,7 @@ from lace_lora.workplace import Workplace
 # Not part of what was asked for: where it was drawn, and what was found. A sheet may be finished on another machine.
 FOUND = ("precision", "versions", "seam")
 PLACES = ("index", "base", "refined")  # where a picture lies in its sheet; the files themselves do not say it
+OLDER = {"quantization": "none"}  # what rows do not tell that were written before there was a choice
 LABELS = ("subset", "reference")  # what a design is counted to and compared with, later; nothing of the picture
 ON_CONTACT_SHEET = 240  # pictures; with more the page could not be opened
 
@@ -65,6 +66,7 @@ class Generation:
     seam: float | None = None  # how much sharper its own border is than the sharpest lines inside; see repeats
     subset: str | None = None  # by which designs are grouped when they are evaluated
     reference: str | None = None  # the name of the picture that it is to be like; see references
+    quantization: str = "none"  # of the base: none or nf4
 
     @property
     def path(self) -> Path:
@@ -147,6 +149,16 @@ def place(
     batches += [batch for batch in again if shard.owns(batch[0])]
     taken = {int(index): str(sheet) for index, sheet in begun["reused"].items() if int(index) not in gone}
     return Placed(workplace, placed, batches, {index: taken[index] for index in taken if shard.owns(index)})
+
+
+def is_begun(
+    run: RunFolder, name: str, wanted: Sequence[Generation], models: Sequence[str],
+    drawn_in: Callable[[SheetFolder], Workplace],
+) -> bool:  # fmt: skip
+    """Whether a sheet was begun for exactly this request; the same as `place` takes, which would go on with it."""
+    digest = _digest([list(models), [_told(one) for one in wanted]])
+    begun_in = drawn_in(run.free_sheet(name, digest, lambda one: drawn_in(one).folder)).begun()
+    return begun_in is not None and digest_of(begun_in) == digest
 
 
 def lying_in(folder: SheetFolder, designs: Iterable[Generation]) -> tuple[Generation, ...]:
@@ -282,7 +294,7 @@ def _told(one: Generation) -> dict[str, Any]:
     """What was asked for with a picture; labels only where it has some, so that earlier requests stay the same."""
     row = one.row()
     left_out = {*FOUND, *(name for name in LABELS if row[name] is None)}
-    return {name: value for name, value in row.items() if name not in left_out}
+    return {name: value for name, value in row.items() if name not in left_out and value != OLDER.get(name)}
 
 
 def _digest(value: object) -> str:
@@ -346,7 +358,8 @@ def _models_of(sheet: SheetFolder) -> str | None:
 def _rows_of(sheet: SheetFolder) -> list[dict[str, Any]]:
     """The rows of pictures that are there, by whichever process, that tell all that ours tell."""
     told = {one.name for one in fields(Generation)} - {*LABELS}
-    return [row for row in stars.rows(sheet).values() if told <= row.keys() and row["base"]]
+    rows = [OLDER | row for row in stars.rows(sheet).values()]
+    return [row for row in rows if told <= row.keys() and row["base"]]
 
 
 def _is_as_drawn(path: Path, row: Mapping[str, Any]) -> bool:

@@ -9,11 +9,12 @@ from math import ceil
 from lace_lora import demo, throughput, workload
 from lace_lora.coefficients import Coefficients
 from lace_lora.config import Config
-from lace_lora.machine import GIB
+from lace_lora.machine import GIB, Machine
 from lace_lora.workload import Job as Job
 from lace_lora.workload import Stage as Stage
 from lace_lora.workload import cuts_a_picture, encoded_bytes, has_classes, learns_text
 
+SPARE = 0.95  # part of a memory that can be used; the rest is lost between blocks of different sizes, or the system's
 HELD_OUT_AT_MOST = 12  # pictures that a look is at, and as many that are learnt
 FORWARDS_A_PAIR = 8  # of one held-out and one learnt picture at four noise levels each
 PASSES = {"none": 3, "transformers": 4, "full": 4}  # forward, two backward; and forward again where it was not kept
@@ -30,12 +31,16 @@ def stages(job: Job) -> tuple[Stage, ...]:
     config = job.config
     found = [encode_pictures(job), encode_captions(job)]
     if config.prior_loss_weight:
-        found.append(_drawn(job, "class pictures", config.num_class_images, job.cells, int(config.train_batch_size)))
+        # By the base as it learns, in 4 bits or not: plain words shall stay what they are to that base.
+        base = config.quantization
+        found.append(
+            drawn(job, "class pictures", config.num_class_images, job.cells, int(config.train_batch_size), base)
+        )
     found.append(train(job))
     if config.sample_every:
         found.append(sample(job))
     at_once = throughput.pictures_at_once(job.design_cells, job.machine)
-    found.append(_drawn(job, "generate", config.num_images, job.design_cells, at_once))
+    found.append(generate(job, at_once))
     if config.refine != "none":
         found.append(refine(job, at_once))
     return (*found, decode(job))
@@ -78,8 +83,8 @@ def train(job: Job) -> Stage:
     layers = (passes + seen) * model.layers("denoiser") + (passes * model.layers("text") if learns_text(config) else 0)
     learnt = learnt_numbers(job)
     return workload.stage(
-        job, "train", tflop, layers=layers, share=job.processes, nf4_passes=passes + seen,
-        weights=_trained_weight_bytes(job), activations=activation_bytes(job),
+        job, "train", tflop, layers=layers, share=job.processes, quantization=config.quantization,
+        passes=passes + seen, weights=_trained_weight_bytes(job), activations=activation_bytes(job),
         adapter=learnt * adapter_bytes_a_number(job), optimizer=learnt * optimizer_bytes_a_number(job),
         disk=(2 + config.checkpoints_to_keep) * checkpoint_bytes(job) + 2 * learnt * 4,
     )  # fmt: skip
@@ -87,7 +92,7 @@ def train(job: Job) -> Stage:
 
 def checkpoint_bytes(job: Job) -> float:
     """A checkpoint on the disk: the LoRA and what the optimizer keeps; as large as the last one of these settings."""
-    figure = job.figure("train")
+    figure = job.figure("train", job.config.quantization)
     if figure and figure.checkpoint_bytes and figure.detail == workload.detail(job, "train"):
         return figure.checkpoint_bytes
     return learnt_numbers(job) * 12
@@ -187,14 +192,36 @@ def sample(job: Job) -> Stage:
     beside = training_gib(job) * GIB - activation_bytes(job)
     drawing = model.guided_rows * model.forward_bytes("denoiser", job.cells, job.width)
     decoding = model.weight_bytes("vae", 4) + model.vae_bytes("decode", job.cells, 4)
+    passes = pictures * config.num_inference_steps
     return workload.stage(
-        job, "sample", tflop, layers=pictures * config.num_inference_steps * model.layers("denoiser"), weights=beside,
+        job, "sample", tflop, layers=passes * model.layers("denoiser"), weights=beside,
+        quantization=config.quantization, passes=passes,
         activations=max(drawing, decoding), disk=pictures * 1.5e6,
     )  # fmt: skip
 
 
+def generate(job: Job, at_once: int) -> Stage:
+    """The designs, by the base as it is wherever that fits into the GPU's memory, else in 4 bits; or as was asked for.
+
+    A CPU draws as it is unless it is told otherwise: 4 bits are chosen for a GPU's memory only.
+    """
+    asked = "none" if job.draws_in == "auto" else job.draws_in
+    stage = drawn(job, "generate", job.config.num_images, job.design_cells, at_once, asked)
+    if job.draws_in == "auto" and not has_room(stage, job.machine):
+        return drawn(job, "generate", job.config.num_images, job.design_cells, at_once, "nf4")
+    return stage
+
+
+def has_room(stage: Stage, machine: Machine) -> bool:
+    """Whether a stage fits into the GPU's memory, where there is a GPU and its memory is known."""
+    return not machine.gpu_name or not 0 < machine.vram_gb * SPARE < stage.memory_gb
+
+
 def refine(job: Job, at_once: int) -> Stage:
-    """The refiner's share of the schedule, or of the finished picture's."""
+    """The refiner's share of the schedule, or of the finished picture's.
+
+    Never in 4 bits: it is there for the finest detail, and where it does not fit designs are drawn without it.
+    """
     steps = refiner_steps(job.config)
     rows = job.config.num_images * steps * (2 if job.config.guidance_scale > 1 else 1)
     return workload.stage(
@@ -227,17 +254,22 @@ def decode(job: Job) -> Stage:
     )  # fmt: skip
 
 
-def _drawn(job: Job, name: str, pictures: int, cells: int, at_once: int) -> Stage:
-    """Pictures by the base, from noise or from a picture to their end."""
+def drawn(job: Job, name: str, pictures: int, cells: int, at_once: int, quantization: str) -> Stage:
+    """Pictures by the base, from noise or from a picture to their end.
+
+    quantization  none: the LoRA is fused in; nf4: it is beside the layers
+    """
     config = job.config
     share = config.start_strength if config.start_picture and name == "generate" else 1.0
     rows = job.model.guided_rows
     guided = 1 + (rows - 1) * config.guidance_until if config.guidance_scale > 1 else 1.0
-    steps = config.num_inference_steps * share
+    passes = config.num_inference_steps * share * pictures / at_once
+    has_lora = quantization == "nf4" and name == "generate"
     return workload.stage(
-        job, name, pictures * steps * guided * job.model.forward_flop("denoiser", cells) / 1e12,
-        layers=steps * pictures / at_once * job.model.layers("denoiser"),
-        weights=job.model.weight_bytes("denoiser", job.width),
+        job, name, passes * at_once * guided * job.model.forward_flop("denoiser", cells) / 1e12,
+        layers=passes * job.model.layers("denoiser"), quantization=quantization, passes=passes,
+        weights=job.model.weight_bytes("denoiser", job.width, quantization),
+        adapter=learnt_numbers(job) * job.width if has_lora else 0.0,
         activations=rows * at_once * job.model.forward_bytes("denoiser", cells, job.width),
     )  # fmt: skip
 

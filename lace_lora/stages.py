@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import families, repeats, tokens
+from lace_lora import families, quantize, repeats, tokens
 from lace_lora.batches import Batch, in_batches, texts_of
 from lace_lora.conditions import Conditions, conditions_of
 from lace_lora.conditions import Words as Words
@@ -34,6 +34,7 @@ from lace_lora.families.seam import Encoded
 from lace_lora.mishaps import check_finite, out_of_memory
 from lace_lora.painting import decode as decode
 from lace_lora.painting import encode_start as encode_start
+from lace_lora.quantize import FourBits
 from lace_lora.sampling import (
     Refining,
     Sampling,
@@ -98,13 +99,15 @@ def denoise(
     dtype: torch.dtype,
     device: str,
     shelf: Shelf | None = None,
+    four_bits: FourBits | None = None,
 ) -> Iterator[Drawn]:
     """Draw with the base's denoiser, the LoRA fused in at `lora_scale`; latents come on the CPU, in its units.
 
     Every picture is drawn to its end by the base: the unrefined picture is kept beside the refined one, and for an
     ensemble the latents on the way, at the refiner's start, cost nothing more.
 
-    shelf  where the denoiser is borrowed; without one it is loaded, and let go at the end
+    shelf      where the denoiser is borrowed; without one it is loaded, and let go at the end
+    four_bits  the base in NF4, the LoRA beside its layers as in training, where fusing would lose it; None as it is
 
     Raises OutOfMemory when memory runs out although nothing else is left on the shelf, and MachineError when a
     picture's numbers overflow.
@@ -114,7 +117,7 @@ def denoise(
     def draw(denoiser: Any, batch: Batch) -> Drawn:
         return _draw(_Net(denoiser, model, family, sizes, device), batch, words, sampling, refining)
 
-    with out_of_memory("drawing"), shelf.lent(_denoiser(model, dtype, device, lora, lora_scale)) as lent:
+    with out_of_memory("drawing"), shelf.lent(_denoiser(model, dtype, device, lora, lora_scale, four_bits)) as lent:
         for batch in batches:
             yield lent.compute(draw, batch)
 
@@ -177,19 +180,21 @@ def draw_plain(
     device: str,
     batch: int = 1,
     vae_model: str | None = None,
+    four_bits: FourBits | None = None,
     say: Callable[[str], None] = print,
 ) -> Iterator[Image.Image]:
     """Pictures of the base model alone, no LoRA and no refiner: class pictures for prior preservation.
 
     prompts, seeds  one of each a picture; a picture depends on its own prompt and seed only
     batch           pictures computed at once
+    four_bits       the base in NF4; None as it is
     returns         the pictures in order, each as soon as it is decoded (all are drawn before the first is)
     """
     batches = in_batches(prompts, [negative_prompt] * len(prompts), seeds, width, height, batch)
     words = encode_prompts(model, texts_of(batches), dtype=dtype, device=device)
     sampling = Sampling(scheduler, steps, guidance_scale)
     finished: list[Tensor] = []
-    for drawn in denoise(model, batches, words, sampling, dtype=dtype, device=device):
+    for drawn in denoise(model, batches, words, sampling, dtype=dtype, device=device, four_bits=four_bits):
         finished += drawn.finished_BCHW
     say(f"drawn {len(finished)} pictures of {width} × {height} px")
     named = [(f"{prompt!r} with seed {seed}", one) for prompt, seed, one in zip(prompts, seeds, finished, strict=True)]
@@ -222,22 +227,39 @@ def _text(model: str, dtype: torch.dtype, device: str, lora: "adapters.Adapter |
 
 
 def _denoiser(
-    model: str, dtype: torch.dtype, device: str, lora: "adapters.Adapter | None" = None, lora_scale: float = 1.0
+    model: str,
+    dtype: torch.dtype,
+    device: str,
+    lora: "adapters.Adapter | None" = None,
+    lora_scale: float = 1.0,
+    four_bits: FourBits | None = None,
 ) -> Wanted:
-    """What draws, with the LoRA fused into it."""
+    """What draws, with the LoRA fused into it, or put on it where it is in 4 bits."""
     changes, part = lora if lora_scale != 0 else None, layout(model).denoiser
 
     def load() -> Any:
+        if four_bits is not None:
+            denoiser = quantize.load_nf4(model, dtype, device, four_bits.cache_dir, four_bits.say)
+            if changes is not None:
+                adapters.put_on(denoiser, changes, lora_scale)
+            return denoiser.train()  # as it was learnt with; no family has dropout
         denoiser = families.of(model).load_denoiser(model, dtype, device)
         if changes is not None:
             adapters.fuse(denoiser, changes, lora_scale)
         return denoiser
 
+    def size_bytes() -> int:
+        if four_bits is None:
+            return folders.weight_bytes([folder], dtype.itemsize)
+        beside = sum(one.numel() for one in changes.state.values()) * dtype.itemsize if changes else 0
+        return quantize.planned_bytes(families.of(model).empty_denoiser(model), dtype.itemsize) + beside
+
     folder = Path(folders.model_folder(model)) / part
+    base = "none" if four_bits is None else "nf4"
     return Wanted(
         load,
-        lambda: (part, folders.identity(model, [part]), dtype, device, _fused(changes, lora_scale)),
-        lambda: folders.weight_bytes([folder], dtype.itemsize),
+        lambda: (part, folders.identity(model, [part]), dtype, device, base, _fused(changes, lora_scale)),
+        size_bytes,
     )
 
 

@@ -18,7 +18,7 @@ from lace_lora.families.layouts import layout
 from lace_lora.file_names import public_name
 from lace_lora.prompt_files import Asked
 from lace_lora.run_folder import RunFolder, SheetFolder
-from lace_lora.sheet import Generation
+from lace_lora.sheet import OLDER, Generation
 
 # What may differ where the base model draws a design again: the refiner, and what is found or made afterwards.
 MAY_DIFFER = {
@@ -178,7 +178,7 @@ def _again(run: RunFolder, row: Mapping[str, Any]) -> Asked:
 
 def _tell_changes(before: Mapping[str, Any], now: Generation, besides: Collection[str], say: Say) -> None:
     """A design is drawn again, or varied alone, only where everything else is as it was; what is not, is named."""
-    told = now.row()
+    told, before = now.row(), OLDER | dict(before)
     changed = [name for name in told if name not in (*MAY_DIFFER, *besides) and before.get(name) != told[name]]
     if changed:
         words = [

@@ -17,6 +17,10 @@ CUDA_GIB = 0.5  # context and workspace of CUDA and its libraries; not measured 
 PROGRAM_GIB = {"cuda": 3.0, "cpu": 1.0}
 # Bytes read and written for a number of the base in NF4 each time that it is computed with.
 NF4_TRAFFIC = 4.5
+# A part goes onto a GPU tensor by tensor. Own memory is taken by those that are made another dtype, as float32 at most:
+# transformers reads four at a time, and of the others the last one is still there when the next one is made.
+IN_HAND = {"text": 4}
+IN_HAND_OF_OTHERS = 2
 NUMBERS = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Stages that do the same work as one that is measured: a picture through the UNet, or through the VAE.
 SAME_WORK = {"class pictures": "generate", "sample": "generate", "encode pictures": "decode"}
@@ -43,6 +47,7 @@ class Stage:
     disk_gb: float = 0.0
     work: Work = Work(0.0)
     source: str = NOT_KNOWN  # of the seconds
+    quantization: str = "none"  # in which the base is held
 
     @property
     def memory_gb(self) -> float:
@@ -66,6 +71,7 @@ class Job:
     precision: Precision
     model: Coefficients
     known: Experience = field(default=NOTHING, repr=False)  # what earlier runs took
+    draws_in: str = "auto"  # the quantization that was asked for in drawing; config's is the training's
 
     @property
     def width(self) -> int:
@@ -89,13 +95,12 @@ class Job:
         """How fast the machine is, as its self-test found or as the table has it."""
         return self.known.speed(self.machine)
 
-    def figure(self, stage: str) -> Figure | None:
+    def figure(self, stage: str, quantization: str) -> Figure | None:
         """What the last run of a stage on this machine took, in this precision; None where there was none."""
         stage = SAME_WORK.get(stage, stage)
-        is_training, config = stage == "train", self.config
         return self.known.find(
             stage, throughput.kind(self.machine), self.model.name, "fp32" if stage == "decode" else self.precision,
-            config.quantization if is_training else "none", detail(self, stage),
+            quantization, detail(self, stage),
         )  # fmt: skip
 
     @property
@@ -147,39 +152,39 @@ def encoded_bytes(job: Job) -> float:
 
 def stage(
     job: Job, name: str, tflop: float, *, layers: float, weights: float, activations: float, adapter: float = 0.0,
-    optimizer: float = 0.0, disk: float = 0.0, is_fp32: bool = False, share: int = 1, nf4_passes: float = 0.0,
+    optimizer: float = 0.0, disk: float = 0.0, is_fp32: bool = False, share: int = 1, quantization: str = "none",
+    passes: float = 0.0,
 ) -> Stage:  # fmt: skip
     """A stage on this machine; bytes are given, GiB come out.
 
-    layers      that are passed through in all
-    share       of how many processes this one is
-    nf4_passes  through a base in 4 bits
+    layers        that are passed through in all
+    share         of how many processes this one is
+    quantization  in which the base is held
+    passes        through the base, which take more where it is in 4 bits
     """
-    is_small = job.config.quantization == "nf4" and nf4_passes
-    nf4_gb = nf4_passes * NF4_TRAFFIC * job.model.parameters("denoiser") / 1e9 if is_small else 0.0
+    nf4_gb = passes * NF4_TRAFFIC * job.model.parameters("denoiser") / 1e9 if quantization == "nf4" else 0.0
     work = Work(tflop, layers, is_fp32 or job.width == 4, nf4_gb, share)
-    took, source = seconds(job, name, work)
+    took, source = seconds(job, name, work, quantization)
     has_gpu = job.machine.gpu_name is not None
     held = weights + adapter + optimizer + activations
     encoded = encoded_bytes(job) if name in WITH_ENCODED else 0.0
-    # Each part of a model passes whole through the computer's memory, one after the other, in 4 bits later or not.
-    passing = _largest_part(job, name) if has_gpu else max(held, _largest_part(job, name))
+    passing = _passing(job, name, quantization) if has_gpu else max(held, _largest_part(job, name))
     processes = job.processes_in_memory if name in TOGETHER else 1
     program = PROGRAM_GIB[job.machine.device] * (job.processes_in_memory if name in WITH_ENCODED else 1)
     return Stage(
         name, tflop, took, weights / GIB, activations / GIB, adapter / GIB, optimizer / GIB,
         CUDA_GIB if has_gpu else 0.0, program + processes * (passing + encoded) / GIB, program, disk / GIB,
-        work, source,
+        work, source, quantization,
     )  # fmt: skip
 
 
-def seconds(job: Job, name: str, work: Work) -> tuple[float | None, str]:
+def seconds(job: Job, name: str, work: Work, quantization: str = "none") -> tuple[float | None, str]:
     """How long a stage's work takes, and where that is known from: the table, corrected by what the last run took.
 
     One run is enough: it tells how many times as long as by the table this machine takes, and the table knows what
     grows with the FLOPs and what with the layers alone. benchmarks/plan.py holds exactly this against measurement.
     """
-    speed, figure = job.speed, job.figure(name)
+    speed, figure = job.speed, job.figure(name, quantization)
     if figure is None:
         return (speed.seconds(work), speed.source) if speed else (None, NOT_KNOWN)
     source = figure.source_for(name, detail(job, name))
@@ -188,8 +193,23 @@ def seconds(job: Job, name: str, work: Work) -> tuple[float | None, str]:
     return speed.seconds(work) * figure.seconds / speed.seconds(figure.work), source
 
 
+def _passing(job: Job, name: str, quantization: str) -> float:
+    """Bytes of a part that are in the computer's memory while it is loaded onto a GPU, but for files that are mapped.
+
+    What is made 4-bit is copied for the file that is kept; the next start reads that file, and needs less.
+    """
+    part = _part(name)
+    in_hand = IN_HAND.get(part, IN_HAND_OF_OTHERS) * job.model.largest(part) * NUMBERS["fp32"]
+    return max(in_hand, job.model.weight_bytes(part, job.width, "nf4")) if quantization == "nf4" else in_hand
+
+
 def _largest_part(job: Job, name: str) -> float:
     """Bytes of the largest network that a stage loads."""
-    parts = {"encode pictures": "vae", "decode": "vae", "encode captions": "text", "refine": "refiner"}
-    part = parts.get(name, "denoiser")
+    part = _part(name)
     return job.model.weight_bytes(part, 4 if part == "vae" else job.width)
+
+
+def _part(name: str) -> str:
+    """The network that a stage is about."""
+    parts = {"encode pictures": "vae", "decode": "vae", "encode captions": "text", "refine": "refiner"}
+    return parts.get(name, "denoiser")

@@ -1,6 +1,8 @@
 """Class pictures: drawn once by the base model, and again where anything about them changed (L5)."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from lace_lora.config import Config
 from lace_lora.data_utils import open_picture
 from lace_lora.errors import RunError
 from lace_lora.run_folder import RunFolder
+from tests import wide_models
 from tests.training import quietly, stop_after
 
 
@@ -62,3 +65,19 @@ def test_class_pictures_of_another_prompt_are_drawn_again(settings: Config) -> N
     first = bytes_after("a photo of a painting")
     assert bytes_after("a white star") != first
     assert bytes_after("a photo of a painting") == first
+
+
+def test_a_base_that_learns_in_four_bits_draws_its_class_pictures_so(settings: Config, tmp_path: Path) -> None:
+    """P13, L5: and those that were drawn before it was are drawn again."""
+    pytest.importorskip("bitsandbytes")
+    model = str(wide_models.build("sdxl", tmp_path / "model"))
+    update = {"prior_loss_weight": 1.0, "num_class_images": 1, "num_inference_steps": 2, "pretrained_model": model}
+    folder, found = RunFolder.of(settings), {}
+    for kind in ("none", "nf4", "none"):
+        asked = settings.model_copy(update=update | {"quantization": kind, "cache_dir": str(tmp_path / "cache")})
+        class_pictures.draw(asked, folder, torch.float32, "cpu", quietly)
+        drawn = (folder.class_images / "class_0000.png").read_bytes()
+        assert found.setdefault(kind, drawn) == drawn
+        made_from = json.loads((folder.class_images / "made_from.json").read_text(encoding="utf-8"))
+        assert made_from.get("quantization") == ("nf4" if kind == "nf4" else None)
+    assert found["none"] != found["nf4"]

@@ -1,6 +1,8 @@
 """The 4-bit base: its layers, the kept file, and a LoRA that learns on it (P13, P29)."""
 
 import shutil
+import weakref
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import torch.nn.functional as F
 
 from lace_lora import losses, parts, quantize, steps
 from lace_lora.config import Config
-from lace_lora.errors import MachineError
-from lace_lora.families import sdxl
-from tests.conftest import build_tiny_sdxl, unet_config
+from lace_lora.errors import MachineError, ModelError
+from lace_lora.families import loading, sdxl
+from lace_lora.machine import GIB
+from tests import wide_models
 from tests.training import parts_and_pictures, quietly
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -21,16 +24,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 
 @pytest.fixture(scope="module")
 def wide_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SDXL whose UNet has widths of 64, as 4-bit blocks need."""
-    from diffusers import UNet2DConditionModel
-
-    folder = build_tiny_sdxl(tmp_path_factory.mktemp("models") / "wide-sdxl")
-    torch.manual_seed(0)
-    shape = unet_config(cross_attention_dim=32, pooled=16, time_ids=6) | {"block_out_channels": (64, 64, 64)}
-    unet = UNet2DConditionModel(**shape | {"norm_num_groups": 8})
-    shutil.rmtree(folder / "unet")
-    unet.eval().save_pretrained(folder / "unet")
-    return folder
+    return wide_models.build("sdxl", tmp_path_factory.mktemp("models") / "wide-sdxl")
 
 
 @pytest.fixture
@@ -67,6 +61,50 @@ def test_layers_are_nf4_with_double_quantisation_and_narrow_ones_stay(wide_sdxl:
     assert not any(parameter.requires_grad for parameter in unet.parameters())
 
 
+def test_layers_are_quantised_as_they_are_read_and_are_those_that_bitsandbytes_makes_of_the_whole(
+    wide_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P29: never two whole layers beside the one in hand; and each number is what its own function gives."""
+    read, alive, most = loading.tensors, weakref.WeakSet(), 0
+
+    def watched(*given: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal most
+        for name, tensor in read(*given):
+            if tensor.dim() == 2 and not any(side % 64 for side in tensor.shape):
+                alive.add(tensor)
+            most = max(most, len(alive))
+            yield name, tensor
+            del tensor
+
+    monkeypatch.setattr(loading, "tensors", watched)
+    unet = load(wide_sdxl, tmp_path, torch.bfloat16)
+    assert 0 < most <= 2
+    whole = sdxl.load_denoiser(str(wide_sdxl), torch.bfloat16, "cpu")
+    for name, layer in layers_of(unet).items():
+        weight = whole.get_submodule(name).weight
+        packed, state = bitsandbytes.functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+        assert torch.equal(layer.weight.data, packed) and torch.equal(layer.weight.quant_state.absmax, state.absmax)
+    plain = {name: one for name, one in unet.named_parameters() if name.rpartition(".")[0] not in layers_of(unet)}
+    assert plain and all(torch.equal(one, whole.get_parameter(name)) for name, one in plain.items())
+
+
+def test_a_model_that_lacks_weights_or_has_others_is_refused(wide_sdxl: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(wide_sdxl, folder)
+    [file] = (folder / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    name = "mid_block.attentions.0.proj_in.weight"
+    for change, told in (
+        ({name: None}, f"does not hold all weights .*first: {name}"), ({name: torch.zeros(64, 128)}, f"first: {name}"),
+        ({"conv_in.bias": None}, "first: conv_in.bias"), ({"conv_in.bias": torch.zeros(3)}, "cannot be loaded"),
+    ):  # fmt: skip
+        save_file({key: one for key, one in (tensors | change).items() if one is not None}, file)
+        with pytest.raises(ModelError, match=told):
+            load(folder, tmp_path / "cache")
+
+
 def test_a_layer_computes_with_its_dequantised_weights(wide_sdxl: Path, tmp_path: Path) -> None:
     layer = next(iter(layers_of(load(wide_sdxl, tmp_path)).values())).train()
     inputs = torch.randn(5, layer.in_features)
@@ -78,7 +116,7 @@ def test_memory_is_half_a_byte_a_number_and_a_little(wide_sdxl: Path, tmp_path: 
     """P29: what is planned from shapes is what is there."""
     whole = sdxl.load_denoiser(str(wide_sdxl), torch.float32, "cpu")
     unet = load(wide_sdxl, tmp_path)
-    assert quantize.planned_gib(whole, 4) == pytest.approx(quantize.size_gib(unet), rel=0.02)
+    assert quantize.planned_bytes(whole, 4) / GIB == pytest.approx(quantize.size_gib(unet), rel=0.02)
     layer = next(iter(layers_of(unet).values()))
     numbers = layer.in_features * layer.out_features
     held = layer.weight.untyped_storage().nbytes() + layer.weight.quant_state.absmax.untyped_storage().nbytes()
@@ -92,7 +130,7 @@ def test_the_kept_file_is_quantising_afresh_bit_for_bit(
     fresh = load(wide_sdxl, tmp_path)
     expected = answer(fresh)
     with monkeypatch.context() as patch:
-        patch.setattr(sdxl, "load_denoiser", lambda *_: pytest.fail("read the whole UNet"))
+        patch.setattr(loading, "tensors", lambda *_: pytest.fail("read the UNet's own files"))
         kept = load(wide_sdxl, tmp_path)
     assert layers_of(kept).keys() == layers_of(fresh).keys()
     again = kept.state_dict()

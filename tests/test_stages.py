@@ -611,7 +611,7 @@ def test_L19_running_out_of_memory_names_what_to_try(
 
     monkeypatch.setattr(sdxl, "predict", too_much)
     knobs = (
-        f"^{who} ran out of memory while drawing. Next to try: smaller width and height, mixed_precision.*refine none"
+        f"^{who} ran out of memory while drawing. Next to try: smaller width and height, quantization nf4.*refine none"
     )
     with pytest.raises(MachineError, match=knobs):
         draw(tiny_sdxl, batch_of())

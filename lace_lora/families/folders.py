@@ -104,6 +104,12 @@ def weight_variant(folder: str | Path, wants_half: bool) -> str | None:
     return "fp16" if half and (wants_half or len(half) == len(names)) else None
 
 
+def weight_files(folder: str | Path, wants_half: bool) -> list[Path]:
+    """The files of a part that are read, see weight_variant; of a large one there are several. Raises ModelError."""
+    is_half = weight_variant(folder, wants_half) == "fp16"
+    return sorted(path for path in Path(folder).glob("*.safetensors") if (".fp16" in path.name) is is_half)
+
+
 def weight_bytes(parts: Iterable[str | Path], bytes_a_number: int) -> int:
     """What the weights in some folders take in memory once they are loaded, before they are.
 
@@ -116,10 +122,7 @@ def weight_bytes(parts: Iterable[str | Path], bytes_a_number: int) -> int:
 
     numbers = 0
     for folder in map(Path, parts):
-        is_half = weight_variant(folder, wants_half=bytes_a_number == 2) == "fp16"
-        for path in folder.glob("*.safetensors"):
-            if (".fp16" in path.name) != is_half:
-                continue
+        for path in weight_files(folder, wants_half=bytes_a_number == 2):
             try:
                 with safe_open(path, framework="np") as opened:
                     numbers += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())

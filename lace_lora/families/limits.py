@@ -46,6 +46,9 @@ LIMITS: Mapping[str, Mapping[str, Limit]] = {
     },
 }
 
+# Whose makers trained it in bf16, which reaches as far as float32, where fp16 ends at 65,504.
+MADE_IN_BF16 = ("sd35", "flux")
+
 
 @dataclass(frozen=True)
 class Change:

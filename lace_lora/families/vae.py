@@ -7,6 +7,7 @@ from typing import Any
 from lace_lora.errors import ModelError
 from lace_lora.families import folders
 from lace_lora.families.layouts import Layout
+from lace_lora.families.loading import straight_to
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import is_out_of_memory
 
@@ -53,8 +54,9 @@ def load(name: str, base: Layout, dtype: torch.dtype, device: str) -> Any:
     try:
         with quiet():
             module, report = AutoencoderKL.from_pretrained(
-                folder, variant=variant, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
-            )
+                folder, variant=variant, use_safetensors=True, torch_dtype=dtype, output_loading_info=True,
+                **straight_to(device),
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise

@@ -1,0 +1,184 @@
+"""Sheets, grids and class pictures with a base in 4 bits: recorded, finished as they were begun (P13, L14, C10)."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import ImageChops
+
+from lace_lora import grid, inference, install, order, pictures, presets, settling, sheet
+from lace_lora.config import Config, load
+from lace_lora.errors import MachineError
+from lace_lora.families import memory
+from lace_lora.machine import Machine
+from lace_lora.run_folder import RunFolder
+from tests import wide_models
+from tests.drawing import cut_at, files_of, picture_at, quiet_run, rows_of, seeds_drawn
+from tests.test_stages import made_lora
+
+pytest.importorskip("bitsandbytes")
+
+Asked = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True)
+def _no_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "give_back_memory", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a finished adapter of a wide SDXL, beside its model; the 4-bit base is kept for all tests."""
+    folder = tmp_path_factory.mktemp("wide")
+    model = wide_models.build("sdxl", folder / "model")
+    facts = {"concept_token": "<lace>", "instance_prompt": "a photo of <lace>", "class_prompt": "a photo of a painting"}
+    made_lora(model, RunFolder(folder / "runs" / "lace"), resolution=32, step=9, **facts)
+    return folder
+
+
+@pytest.fixture
+def drawn_with(made: Path, tmp_path: Path) -> Asked:
+    """Settings that draw three designs in a copy of the run, in two batches; run: the name of the copy's folder."""
+
+    def settings(copy: str = "out", **changes: Any) -> Config:
+        if not (tmp_path / copy).exists():
+            shutil.copytree(made / "runs", tmp_path / copy)
+        small = {"num_images": 3, "num_inference_steps": 2, "width": 32, "height": 32, "refine": "none"}
+        places = {"lora_output_dir": str(tmp_path / copy), "cache_dir": str(made / "cache")}
+        return load(preset="none", pretrained_model=str(made / "model"), **places | small | changes)
+
+    return settings
+
+
+@pytest.fixture
+def _in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "batch_size", lambda *_: 2)
+
+
+def chooses(monkeypatch: pytest.MonkeyPatch, quantization: str) -> None:
+    """A machine whose plan would draw so, where that is left open."""
+    real = settling.drawn_in
+
+    def chosen(config: Config, machine: Machine) -> tuple[str, str]:
+        return (quantization, "for this test") if config.quantization == "auto" else real(config, machine)
+
+    monkeypatch.setattr(settling, "drawn_in", chosen)
+
+
+def test_rows_and_files_say_it_and_another_sheet_is_no_part_of_it(drawn_with: Asked) -> None:
+    """P13: a sheet of the base as it is takes nothing from one in 4 bits, nor the other way round."""
+    small = inference.run(drawn_with(quantization="nf4"), say=lambda line: None)
+    whole = inference.run(drawn_with(quantization="none"), say=lambda line: None)
+    assert (small.folder.root.name, whole.folder.root.name) == ("sheet", "sheet-2")
+    assert {row["quantization"] for row in rows_of(small.folder.root)} == {"nf4"}
+    assert {row["quantization"] for row in rows_of(whole.folder.root)} == {"none"}
+    assert pictures.read_details(small[0].path)["quantization"] == "nf4"
+    assert json.loads(small.folder.request.read_text(encoding="utf-8"))["shared"]["quantization"] == "nf4"
+    assert "quantization" not in json.loads(whole.folder.request.read_text(encoding="utf-8"))["shared"]
+    difference = ImageChops.difference(picture_at(small[0].path), picture_at(whole[0].path))
+    assert difference.getbbox() is not None
+
+
+@pytest.mark.usefixtures("_in_pairs")
+def test_a_sheet_that_was_cut_is_finished_in_four_bits_with_the_same_bytes(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L14, C10: also on a machine whose plan would draw with the base as it is; and the other way round."""
+    for name, other in (("nf4", "none"), ("none", "nf4")):
+        chooses(monkeypatch, name)
+        unbroken = inference.run(drawn_with(f"whole {name}"), say=lambda line: None)
+        with monkeypatch.context() as patch:
+            cut_at(patch, sheet, "add", 2)
+            with pytest.raises(SystemExit):
+                quiet_run(drawn_with(f"cut {name}"))
+        chooses(monkeypatch, other)
+        lines: list[str] = []
+        found = inference.run(drawn_with(f"cut {name}"), say=lines.append)
+        assert found.folder.root.name == "sheet" and sum("so the sheet was begun" in line for line in lines) == 1
+        assert files_of(found.folder.root) == files_of(unbroken.folder.root)
+        assert {one.quantization for one in found} == {name}
+        anew = inference.run(drawn_with(f"cut {name}", num_images=2, seed=5), say=lambda line: None)
+        assert {one.quantization for one in anew} == {other}, "another sheet is drawn as this machine would"
+
+
+def test_a_finished_sheet_of_before_there_was_a_choice_is_taken_for_what_it_is(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L14: nothing is drawn again, and another sheet takes its designs over."""
+    done = inference.run(drawn_with(), say=lambda line: None)
+    manifest = done.folder.manifest
+    rows = [{name: value for name, value in row.items() if name != "quantization"} for row in rows_of(manifest.parent)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    drawn = seeds_drawn(monkeypatch)
+    assert len(quiet_run(drawn_with())) == 3
+    more = inference.run(drawn_with(sheet_name="more", num_images=4), say=lambda line: None)
+    assert drawn == [3] and len(more) == 4
+    lines: list[str] = []
+    inference.run(drawn_with(vary="sheet/0", num_images=1, sheet_name="near"), say=lines.append)
+    assert not any("drawn otherwise" in line for line in lines)
+
+
+def test_a_grid_has_the_pictures_of_sheets(drawn_with: Asked) -> None:
+    """P13: one LoRA after the other beside the same 4-bit layers, and the base alone before any of them."""
+    asked = {"quantization": "nf4", "prompts": ("<lace> leaf",), "num_images": 1, "seed": 4}
+    found = grid.run(drawn_with(**asked), ["<lace> leaf"], [4], [0.0, 0.5, 1.0], say=lambda line: None)
+    assert found.is_complete
+    for cell in found.cells:
+        settings = drawn_with(**asked, lora_scale=cell.lora_scale, sheet_name=f"at-{cell.lora_scale:g}")
+        [one] = quiet_run(settings)
+        assert not ImageChops.difference(picture_at(one.path), picture_at(cell.path)).getbbox(), cell.lora_scale
+        assert pictures.read_details(cell.path)["quantization"] == "nf4"
+    whole = grid.run(drawn_with(**asked | {"quantization": "none"}), ["<lace> leaf"], [4], [1.0], say=lambda line: None)
+    assert whole.cells[0].key not in {cell.key for cell in found.cells}
+    pairs = inference.compare_all(drawn_with(**asked), ["<lace> leaf"], [4], say=lambda line: None)
+    by_scale = {cell.lora_scale: picture_at(cell.path) for cell in found.cells}
+    for image, scale in zip((pairs[0][0][0], pairs[0][1][0]), (0.0, 1.0), strict=True):
+        assert not ImageChops.difference(image, by_scale[scale]).getbbox()
+
+
+def test_a_missing_package_is_told_before_anything_is_loaded(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config = drawn_with(quantization="nf4")
+    with pytest.raises(MachineError, match="nf4 needs the package bitsandbytes: pip install bitsandbytes. Or set"):
+        quiet_run(config)
+    assert not RunFolder.of(config).sheets.exists()
+
+
+def test_a_presets_four_bits_leave_drawing_open_and_a_persons_do_not(tmp_path: Path) -> None:
+    """P13, C10."""
+    t4 = Machine(True, True, "Tesla T4", 14.7, (7, 5), 12.7, 11.0, 60.0, 2)
+    for asked, expected in (({}, "auto"), ({"quantization": "nf4"}, "nf4"), ({"quantization": "none"}, "none")):
+        settled = presets.settle(load(preset="lace-t4-qlora", cache_dir=str(tmp_path), **asked), t4)
+        assert inference.for_drawing(settled).quantization == expected
+
+
+def test_what_the_plan_chooses_is_known_before_so_that_it_can_be_installed(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L2: bitsandbytes is no part of what every notebook installs."""
+    for chosen in ("nf4", "none"):
+        chooses(monkeypatch, chosen)
+        planned = inference.as_planned(drawn_with())
+        assert planned.quantization == chosen
+        assert [wish.need.name for wish in install.wishes(planned) if wish.setting.startswith("quantization")] == (
+            ["bitsandbytes"] if chosen == "nf4" else []
+        )
+    assert inference.as_planned(drawn_with(quantization="nf4")).quantization == "nf4"
+
+
+def test_what_is_said_of_a_base_that_would_not_fit(made: Path, tmp_path: Path) -> None:
+    """C10: both numbers, and the machine's; on a large one nothing."""
+    config = load(preset="none", pretrained_model="black-forest-labs/FLUX.1-dev", cache_dir=str(tmp_path))
+    l4 = Machine(True, True, "NVIDIA L4", 22.2, (8, 9), 53.0, 50.0, 190.0, 12)
+    quantization, why = settling.drawn_in(config, l4)
+    assert quantization == "nf4"
+    assert why.startswith("23.6 GB would be needed in bf16, and NVIDIA L4 has 22.2; in 4 bits 7.2, the base a little")
+    a100 = Machine(True, True, "NVIDIA A100-SXM4-40GB", 39.5, (8, 0), 83.0, 80.0, 150.0, 12)
+    assert settling.drawn_in(config, a100)[0] == "none"
+    assert settling.drawn_in(config.model_copy(update={"quantization": "nf4"}), a100) == ("nf4", "as set")
