@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lace_lora import checkpoint, families, lean
+from lace_lora import checkpoint, families
 from lace_lora import lora as layers
 from lace_lora.adapter_facts import FACTS_KEY as FACTS_KEY
 from lace_lora.adapter_facts import METADATA_KEY as METADATA_KEY
@@ -221,6 +221,8 @@ def put_on(denoiser: Any, adapter: Adapter, scale: float = 1.0) -> None:
 
     Raises AdapterError as fuse does.
     """
+    from lace_lora import lean  # which loads PEFT
+
     facts, part = adapter.facts, families.named(adapter.facts.family).DENOISER
     learnt = _checked({part: denoiser}, adapter)[part]
     shape = Shape(facts.rank, facts.alpha, "", facts.use_dora, facts.use_rslora)

@@ -25,7 +25,6 @@ from lace_lora.families.unets import lora_targets
 
 with quiet.quiet():
     import torch
-    from peft import LoraConfig, inject_adapter_in_model
     from torch import Tensor, nn
 
 NAME = "default"  # PEFT's name of the one adapter that we train
@@ -77,15 +76,10 @@ def attach(
     is_denoiser = part in DENOISERS
     targets = list(targets or lora_targets(shape.targets)) if is_denoiser else list(TEXT_TARGETS)
     _check_targets(module, targets)
-    config = LoraConfig(
-        r=shape.rank,
-        lora_alpha=shape.alpha,
-        target_modules=targets[0] if _is_pattern(targets) else targets,
-        lora_dropout=0.0,
-        use_dora=shape.use_dora,
-        use_rslora=shape.use_rslora,
-    )
     with quiet.quiet():
+        from peft import inject_adapter_in_model
+
+        config = _config(shape, targets[0] if _is_pattern(targets) else targets)
         if is_denoiser:
             module.add_adapter(config, adapter_name=NAME)
         else:
@@ -155,12 +149,8 @@ def put_on(module: Any, learnt: Mapping[str, Learnt], shape: Shape, strength: fl
     layers = {name: one for name, one in module.named_modules() if hasattr(one, "lora_A")}
     if layers.keys() != learnt.keys():
         names = "|".join(map(re.escape, learnt))  # a pattern: names in a list would be taken for endings
-        config = LoraConfig(
-            r=shape.rank, lora_alpha=shape.alpha, target_modules=names, lora_dropout=0.0, use_dora=shape.use_dora,
-            use_rslora=shape.use_rslora,
-        )  # fmt: skip
         with quiet.quiet():
-            module.add_adapter(config, adapter_name=NAME)
+            module.add_adapter(_config(shape, names), adapter_name=NAME)
         layers = {name: one for name, one in module.named_modules() if hasattr(one, "lora_A")}
         assert layers.keys() == learnt.keys(), sorted(layers.keys() ^ learnt.keys())[:3]
     for name, one in learnt.items():
@@ -208,6 +198,16 @@ def _dtype_beside(layer: Any) -> torch.dtype:
     state = getattr(base.weight, "quant_state", None)
     dtype: torch.dtype = base.weight.dtype if state is None else state.dtype
     return dtype
+
+
+def _config(shape: Shape, targets: str | list[str]) -> Any:
+    """What PEFT is told: a pattern for whole names, or their endings."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=shape.rank, lora_alpha=shape.alpha, target_modules=targets, lora_dropout=0.0, use_dora=shape.use_dora,
+        use_rslora=shape.use_rslora,
+    )  # fmt: skip
 
 
 def _check_targets(module: Any, targets: Sequence[str]) -> None:

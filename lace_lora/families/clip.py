@@ -12,17 +12,16 @@ from lace_lora.families.token_ids import padded_ids, plain_ids
 
 with quiet():
     import torch
-    from transformers import CLIPTokenizer
 
 TOKENS_FIT = 75  # of a caption; the other two of 77 are its beginning and its end
 
 
 def load_clip_tokenizer(model: str, part: str) -> Any:
     """A CLIP tokenizer of the model's folder."""
-    return load_tokenizer(CLIPTokenizer, model, part)
+    return load_tokenizer("CLIPTokenizer", model, part)
 
 
-def load_clip(kind: Any, model: str, part: str, tokenizer: Any, dtype: torch.dtype, device: str) -> Any:
+def load_clip(kind: str, model: str, part: str, tokenizer: Any, dtype: torch.dtype, device: str) -> Any:
     """A CLIP text encoder, which pools at its tokenizer's end token."""
     encoder = load_encoder(kind, model, part, dtype, device)
     set_end_token(encoder, tokenizer.eos_token_id)

@@ -14,11 +14,11 @@ from lace_lora.errors import AdapterError, SettingsError
 from lace_lora.families import lora_names
 from lace_lora.families.folders import model_folder, part_config
 from lace_lora.families.layouts import layout
+from lace_lora.families.libraries import of_diffusers
 from lace_lora.families.quiet import quiet
 
 with quiet():
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler
     from torch import Tensor
 
 DENOISER = "transformer"
@@ -109,7 +109,7 @@ def sampler(name: str, model: str) -> Any:
         raise SettingsError(
             f"scheduler {name} draws noise predictions, and {model} predicts flow. Use scheduler euler."
         )
-    return FlowMatchEulerDiscreteScheduler.from_config(part_config(model_folder(model), "scheduler"))
+    return of_diffusers("FlowMatchEulerDiscreteScheduler").from_config(part_config(model_folder(model), "scheduler"))
 
 
 def mu(told: Mapping[str, Any], cells_hw: tuple[int, int]) -> float:

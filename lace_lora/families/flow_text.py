@@ -20,7 +20,8 @@ from lace_lora.families.token_ids import padded_ids, plain_ids
 with quiet():
     import torch
     from torch import Tensor
-    from transformers import CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+T5 = "T5EncoderModel"
 
 
 def t5_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -28,19 +29,19 @@ def t5_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype is torch.float16 else dtype
 
 
-def load(model: str, kinds: Mapping[str, Any], tokens: int, dtype: torch.dtype, device: str) -> TextParts:
+def load(model: str, kinds: Mapping[str, str], tokens: int, dtype: torch.dtype, device: str) -> TextParts:
     """Tokenizers and text encoders; `kinds` are the encoders' classes by part, in the order in which they are read."""
     tokenizers = load_tokenizers(model, kinds, tokens)
     encoders = tuple(
         load_encoder(kind, model, part, t5_dtype(dtype), device)
-        if kind is T5EncoderModel
+        if kind == T5
         else clip.load_clip(kind, model, part, tokenizer, dtype, device)
         for (part, kind), tokenizer in zip(kinds.items(), tokenizers, strict=True)
     )
     return TextParts(tokenizers, encoders)
 
 
-def load_tokenizers(model: str, kinds: Mapping[str, Any], tokens: int) -> tuple[Any, ...]:
+def load_tokenizers(model: str, kinds: Mapping[str, str], tokens: int) -> tuple[Any, ...]:
     """The tokenizers of those encoders alone; T5's is told how many tokens the model reads.
 
     Raises ModelError where one is missing or cannot be read.
@@ -50,7 +51,7 @@ def load_tokenizers(model: str, kinds: Mapping[str, Any], tokens: int) -> tuple[
         raise ModelError(f"{model} has no {absent[0]}, and {', '.join(kinds)} are all needed. Fetch the whole model.")
     tokenizers = []
     for part, kind in kinds.items():
-        own = T5TokenizerFast if kind is T5EncoderModel else CLIPTokenizer
+        own = "T5TokenizerFast" if kind == T5 else "CLIPTokenizer"
         tokenizers.append(load_tokenizer(own, model, part.replace("text_encoder", "tokenizer")))
     tokenizers[-1].model_max_length = tokens
     return tuple(tokenizers)

@@ -32,16 +32,14 @@ from lace_lora.families.seam import Encoded, TextParts
 with quiet():
     import numpy
     import torch
-    from diffusers import FluxTransformer2DModel
     from torch import Tensor
-    from transformers import CLIPTextModel, T5EncoderModel
 
 FAMILY = "flux"
 WORDLESS: Literal["zeros", "empty"] = "empty"
 GUIDANCE: Literal["classifier-free", "embedded"] = "embedded"
 HEADER: Mapping[str, str] = {"modelspec.architecture": "flux-1-dev/lora", "ss_base_model_version": "flux1"}
 TOKENS_FIT = 511  # of the 512 that T5 reads for dev; one is the end
-_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": flow_text.T5}
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 # A pattern for the whole name: the transformer's last layer is called proj_out too, and is none of these.
 _WITH_FEED_FORWARD = (
@@ -53,12 +51,12 @@ _TARGETS = {"attention": _ATTENTION, "attention+ff": [_WITH_FEED_FORWARD]}
 
 def load_denoiser(model: str, dtype: torch.dtype, device: str) -> Any:
     """The frozen transformer in the given dtype. Raises ModelError where it is missing or damaged."""
-    return load_network(FluxTransformer2DModel, model, DENOISER, dtype, device)
+    return load_network("FluxTransformer2DModel", model, DENOISER, dtype, device)
 
 
 def empty_denoiser(model: str) -> Any:
     """The transformer's layers without weights, on the meta device: for filling from elsewhere, and for counting."""
-    return empty_network(FluxTransformer2DModel, model, DENOISER)
+    return empty_network("FluxTransformer2DModel", model, DENOISER)
 
 
 def load_text(model: str, dtype: torch.dtype, device: str) -> TextParts:

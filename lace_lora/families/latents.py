@@ -11,13 +11,12 @@ from lace_lora.families.quiet import quiet
 
 with quiet():
     import torch
-    from diffusers import AutoencoderKL
     from torch import Tensor
 
 
 def load_vae(model: str, dtype: torch.dtype, device: str) -> Any:
     """The frozen VAE. SDXL's own overflows to NaN in fp16: ask for float32."""
-    return load_network(AutoencoderKL, model, "vae", dtype, device)
+    return load_network("AutoencoderKL", model, "vae", dtype, device)
 
 
 @torch.no_grad()

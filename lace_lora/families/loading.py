@@ -9,6 +9,7 @@ from typing import Any
 
 from lace_lora.errors import ModelError
 from lace_lora.families.folders import model_folder, part_config, weight_files, weight_variant
+from lace_lora.families.libraries import of_diffusers, of_transformers
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import is_out_of_memory
 
@@ -18,21 +19,21 @@ with quiet():
     from torch import Tensor
 
 
-def load_network(kind: Any, model: str, part: str, dtype: torch.dtype, device: str) -> Any:
-    """A network of diffusers on a device. Raises ModelError where it is missing or damaged."""
-    return _load(kind, model, part, {"torch_dtype": dtype}, dtype, device)
+def load_network(kind: str, model: str, part: str, dtype: torch.dtype, device: str) -> Any:
+    """A network of diffusers, of that class, on a device. Raises ModelError where it is missing or damaged."""
+    return _load(of_diffusers(kind), model, part, {"torch_dtype": dtype}, dtype, device)
 
 
-def load_encoder(kind: Any, model: str, part: str, dtype: torch.dtype, device: str) -> Any:
+def load_encoder(kind: str, model: str, part: str, dtype: torch.dtype, device: str) -> Any:
     """The same of transformers."""
-    return _load(kind, model, part, {"dtype": dtype}, dtype, device)
+    return _load(of_transformers(kind), model, part, {"dtype": dtype}, dtype, device)
 
 
-def empty_network(kind: Any, model: str, part: str) -> Any:
+def empty_network(kind: str, model: str, part: str) -> Any:
     """A network's layers without weights, on the meta device: for filling from elsewhere, and for counting."""
     config = part_config(model_folder(model), part)
     with quiet(), torch.device("meta"):
-        return kind.from_config(config)
+        return of_diffusers(kind).from_config(config)
 
 
 def tensors(model: str, part: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -65,12 +66,12 @@ def incomplete(folder: Path, example: str) -> ModelError:
     )
 
 
-def load_tokenizer(kind: Any, model: str, part: str) -> Any:
+def load_tokenizer(kind: str, model: str, part: str) -> Any:
     """A tokenizer: small and quick, for counting tokens before anything else is loaded."""
     folder = Path(model_folder(model))
     try:
         with quiet():
-            return kind.from_pretrained(folder / part)
+            return of_transformers(kind).from_pretrained(folder / part)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"The tokenizers in {folder} cannot be read ({first_line(error)}). Fetch the model again."

@@ -33,7 +33,6 @@ from lace_lora.families.unets import lora_targets as lora_targets
 with quiet():
     import torch
     from torch import Tensor
-    from transformers import CLIPTextModel
 
 FAMILY = "sd15"
 WORDLESS: Literal["zeros", "empty"] = "empty"  # it was trained with the empty caption, and is guided with it
@@ -44,7 +43,7 @@ HEADER: Mapping[str, str] = {"modelspec.architecture": "stable-diffusion-v1/lora
 def load_text(model: str, dtype: torch.dtype, device: str) -> TextParts:
     """The tokenizer and the text encoder."""
     (tokenizer,) = load_tokenizers(model)
-    encoder = clip.load_clip(CLIPTextModel, model, "text_encoder", tokenizer, dtype, device)
+    encoder = clip.load_clip("CLIPTextModel", model, "text_encoder", tokenizer, dtype, device)
     return TextParts((tokenizer,), (encoder,))
 
 

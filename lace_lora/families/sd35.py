@@ -29,10 +29,8 @@ from lace_lora.families.seam import Encoded, TextParts
 
 with quiet():
     import torch
-    from diffusers import SD3Transformer2DModel
     from torch import Tensor
     from torch.nn.functional import pad
-    from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 FAMILY = "sd35"
 WORDLESS: Literal["zeros", "empty"] = "empty"
@@ -43,9 +41,9 @@ HEADER: Mapping[str, str] = {
 }
 TOKENS_FIT = 255  # of the 256 that T5 reads here; one is the end
 _ENCODERS = {
-    "text_encoder": CLIPTextModelWithProjection,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "text_encoder_3": T5EncoderModel,
+    "text_encoder": "CLIPTextModelWithProjection",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "text_encoder_3": flow_text.T5,
 }
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 _FEED_FORWARD = ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"]
@@ -54,12 +52,12 @@ _TARGETS = {"attention": _ATTENTION, "attention+ff": [*_ATTENTION, *_FEED_FORWAR
 
 def load_denoiser(model: str, dtype: torch.dtype, device: str) -> Any:
     """The frozen transformer in the given dtype. Raises ModelError where it is missing or damaged."""
-    return load_network(SD3Transformer2DModel, model, DENOISER, dtype, device)
+    return load_network("SD3Transformer2DModel", model, DENOISER, dtype, device)
 
 
 def empty_denoiser(model: str) -> Any:
     """The transformer's layers without weights, on the meta device: for filling from elsewhere, and for counting."""
-    return empty_network(SD3Transformer2DModel, model, DENOISER)
+    return empty_network("SD3Transformer2DModel", model, DENOISER)
 
 
 def load_text(model: str, dtype: torch.dtype, device: str) -> TextParts:

@@ -36,7 +36,6 @@ from lace_lora.families.unets import lora_targets as lora_targets
 with quiet():
     import torch
     from torch import Tensor
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 FAMILY = "sdxl"
 WORDLESS: Literal["zeros", "empty"] = "zeros"  # the pipeline guides with zeros where nothing is said
@@ -49,7 +48,7 @@ HEADER: Mapping[str, str] = {
 
 def load_text(model: str, dtype: torch.dtype, device: str) -> TextParts:
     """Both tokenizers and text encoders of a base model; of a refiner the second pair, the only one it has."""
-    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
     if layout(model).is_refiner:
         del kinds["text_encoder"]
     tokenizers = load_tokenizers(model)

@@ -2,13 +2,12 @@
 
 from typing import Any
 
+from lace_lora.families.libraries import of_diffusers
 from lace_lora.families.loading import empty_network, load_network
 from lace_lora.families.quiet import quiet
 
 with quiet():
     import torch
-    from diffusers import UNet2DConditionModel
-    from diffusers.models import Transformer2DModel
 
 DENOISER = "unet"
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -24,12 +23,12 @@ _TARGETS = {
 
 def load_denoiser(model: str, dtype: torch.dtype, device: str) -> Any:
     """The frozen UNet in the given dtype. Raises ModelError where it is missing or damaged."""
-    return load_network(UNet2DConditionModel, model, DENOISER, dtype, device)
+    return load_network("UNet2DConditionModel", model, DENOISER, dtype, device)
 
 
 def empty_denoiser(model: str) -> Any:
     """The UNet's layers without weights, on the meta device: for filling from elsewhere, and for counting."""
-    return empty_network(UNet2DConditionModel, model, DENOISER)
+    return empty_network("UNet2DConditionModel", model, DENOISER)
 
 
 def base_dtype(unet: Any) -> torch.dtype:
@@ -53,6 +52,7 @@ def checkpoint_activations(unet: Any, mode: str) -> None:
         return
     unet.enable_gradient_checkpointing()
     if mode == "transformers":
+        transformer = of_diffusers("Transformer2DModel")
         for module in unet.modules():
-            if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
+            if hasattr(module, "gradient_checkpointing") and not isinstance(module, transformer):
                 module.gradient_checkpointing = False

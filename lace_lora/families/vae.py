@@ -7,13 +7,13 @@ from typing import Any
 from lace_lora.errors import ModelError
 from lace_lora.families import folders
 from lace_lora.families.layouts import Layout
+from lace_lora.families.libraries import of_diffusers
 from lace_lora.families.loading import straight_to
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import is_out_of_memory
 
 with quiet():
     import torch
-    from diffusers import AutoencoderKL
     from safetensors import SafetensorError
 
 
@@ -53,7 +53,7 @@ def load(name: str, base: Layout, dtype: torch.dtype, device: str) -> Any:
     variant = folders.weight_variant(folder, wants_half=dtype in (torch.float16, torch.bfloat16))
     try:
         with quiet():
-            module, report = AutoencoderKL.from_pretrained(
+            module, report = of_diffusers("AutoencoderKL").from_pretrained(
                 folder, variant=variant, use_safetensors=True, torch_dtype=dtype, output_loading_info=True,
                 **straight_to(device),
             )  # fmt: skip
