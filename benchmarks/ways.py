@@ -18,6 +18,7 @@ from PIL import Image
 
 from lace_lora import config, inference, order
 from lace_lora.families.diffusion import SCHEDULERS
+from lace_lora.families.libraries import of_diffusers
 from lace_lora.families.quiet import quiet
 from lace_lora.run_folder import RunFolder
 from lace_lora.shelf import Shelf
@@ -181,7 +182,8 @@ def opened(sheet: Sheet, way: Way) -> tuple[Any, Any]:
         base.unload_lora_weights()  # leaves the fused weights, and takes PEFT's layers away
     shared = {"vae": base.vae, "text_encoder_2": base.text_encoder_2}
     refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(sheet.refiner, **shared, **named)
-    kind, changes = SCHEDULERS[sheet.scheduler]
+    name, changes = SCHEDULERS[sheet.scheduler]
+    kind = of_diffusers(name)
     sampler = kind.from_config(base.scheduler.config, **changes)
     for pipeline in (base, refiner):
         pipeline.scheduler = kind.from_config(sampler.config)

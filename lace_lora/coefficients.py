@@ -29,6 +29,7 @@ from lace_lora.families.layouts import layout
 DATA = Path(__file__).parent / "plan_data"
 # Bytes of a number in NF4 with double quantisation: 4 bits, its share of an 8-bit scale for 64, and of that one's own.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+NF4_FILE_BYTES = 1_000_000_000  # of one of the files in which a base in 4 bits is kept; a tensor more at the most
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ class Kept:
         fresh = [name for name in parts if name not in self._answers.known]
         for place, answer in search_programs.answers(self._searched, [parts[name] for name in fresh], tell):
             self._answers.put(fresh[place], [asdict(one) if one else None for one in answer])
+        every = [(_name(part), len(part[0])) for question in questions for part in _parts(question)]
+        if twice := sum(count for name, count in every if name in fresh) - sum(len(parts[name][0]) for name in fresh):
+            tell(twice)  # the same pictures asked for again
         return [
             [Found(**row) if row else None for part in _parts(question) for row in self._answers.known[_name(part)]]
             for question in questions

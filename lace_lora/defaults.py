@@ -40,7 +40,8 @@ class Defaults:
     def save(self, values: Mapping[str, Any], drive_mount_path: str, as_before: Iterable[str] = ()) -> str:
         """Write these settings into the file that notebooks read (see `place`); return what was written where.
 
-        Every value is written, also one that equals the declared default: left out, it would be the preset's turn.
+        Every value is written, also one that equals the declared default: left out, it would be the preset's turn, as
+        it is of one that is auto.
 
         as_before  names that were saved in this sitting and for which the file is to say again what it said before
 

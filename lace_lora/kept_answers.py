@@ -19,6 +19,9 @@ from lace_lora.errors import LaceError
 
 FOLDER = "answers"  # in cache_dir
 
+_ADVICE = "Free some space there, or choose another cache_dir."
+_told_of: set[Path] = set()
+
 Say = Callable[[str], None]
 Part = bytes | numpy.ndarray[Any, Any]  # an array counts with its shape and its dtype
 
@@ -29,7 +32,7 @@ class Answers:
     cache_dir  None keeps nothing
     rooms      modules whose code answers
     asked      what it is asked of
-    say        is told once where an answer cannot be kept
+    say        is told where an answer cannot be kept, once for a folder
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class Answers:
             return
         try:
             checkpoint.write_json(self._path, self.known)
-        except LaceError as error:
-            self._say(f"! What was compared could not be kept for the next time: {error}")
-            self._path = None
+        except LaceError:
+            folder, self._path = self._path.parent, None
+            if folder not in _told_of:
+                _told_of.add(folder)
+                self._say(f"! {folder} cannot be written, so what was compared is compared again next time. {_ADVICE}")
 
 
 def digest(*parts: Part) -> str:

@@ -150,11 +150,12 @@ class Searched:
 
     def _fine(self, place: int) -> tuple[Array, Array]:
         """View and luminance of a place at full size; the last ones are kept, for they take half a megabyte each."""
-        if place not in self._kept_fine:
+        found = self._kept_fine.get(place)
+        if found is None:
             if len(self._kept_fine) >= _FINE_KEPT:
                 self._kept_fine.clear()
-            self._kept_fine[place] = (views(self.prints[place], ())[0], _luminance(self.prints[place]))
-        return self._kept_fine[place]
+            found = self._kept_fine[place] = (views(self.prints[place], ())[0], _luminance(self.prints[place]))
+        return found
 
     def _laid(self, one: Sequence[Array], level: int, row: Row, rounds: int, keep: int, stride: int = 1) -> Row:
         """A row moved on until its views of that level lie on each other as well as they can, with its best maps."""

@@ -6,8 +6,10 @@ What was learnt (base model, concept token, class words, size) comes from the ad
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import get_args
 
 import torch
 from PIL import Image
@@ -184,9 +186,20 @@ def four_bits_of(
 
 
 def as_drawn(config: Config, lora: adapters.Adapter, base_model: str, size: tuple[int, int]) -> Config:
-    """The settings with the LoRA's base model and rank and the size of what is drawn: as they are planned for."""
+    """The settings with the LoRA's base model and shape and the size of what is drawn: as they are planned for."""
     rank = min(lora.facts.rank, RANK_AT_MOST)  # one that was trained elsewhere may be larger
-    return config.with_preset({"pretrained_model": base_model, "rank": rank, "width": size[0], "height": size[1]})
+    shape = {"rank": rank, "lora_targets": _targets_of(lora.facts) or config.lora_targets}
+    return config.with_preset(shape | {"pretrained_model": base_model, "width": size[0], "height": size[1]})
+
+
+def _targets_of(facts: adapters.AdapterFacts) -> str | None:
+    """The kind of targets that a LoRA has, as the setting calls it; None for one of another kind."""
+    family = families.named(facts.family)
+    for kind in get_args(Config.model_fields["lora_targets"].annotation):
+        with suppress(SettingsError):  # a kind that this family has not
+            if tuple(family.lora_targets(kind)) == tuple(facts.lora_targets):
+                return str(kind)
+    return None
 
 
 def largest(pictures: Sequence[Generation]) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def run(
         plans = compared(config, names, chosen)
         text = {name: plan.as_json() for name, plan in plans.items()}
         say(json.dumps(text, indent=1) if as_json else side_by_side(plans))
-        fixed = sorted({name for preset in names for name in _settings_of(preset)} & presets.fixed(config) - {"preset"})
+        fixed = sorted({name for preset in names for name in _kept_beside(preset, config)} - {"preset"})
         if fixed and not as_json:
             say(f"Set by you, so by no preset: {', '.join(fixed)}.")
         return
@@ -51,8 +51,13 @@ def run(
     say(json.dumps(plan.as_json(), indent=1) if as_json else f"{plan}\n\n{plan.table()}" if plan.stages else str(plan))
 
 
-def _settings_of(preset: str) -> set[str]:
-    return set() if preset in ("auto", "none") else set(presets.read(preset).settings)
+def _kept_beside(preset: str, config: Config) -> set[str]:
+    """The settings of a preset that are not taken from it."""
+    if preset in ("auto", "none"):
+        return set()
+    return presets.kept_beside(preset, config.model_copy(update={"preset": preset})) & set(
+        presets.read(preset).settings
+    )
 
 
 def compared(config: Config, names: Sequence[str], gpu: str | None) -> dict[str, "Plan"]:

@@ -126,15 +126,17 @@ def choose(config: Config, machine: Machine) -> tuple[str, str]:
 def settle(config: Config, machine: Machine) -> Settled:
     """Apply the preset below what was given: default < preset < config.yaml < override.
 
-    A settings file that says auto leaves the choice to the preset, and what that leaves open to the plan: the shipped
-    file says so of most. The demo is the exception (see `beaten_by`).
+    Whoever says auto leaves the choice to the preset, and what that leaves open to the plan: the shipped file says so of
+    most. The demo is the exception (see `beaten_by`). Passes that somebody asks for count before a preset's steps.
     """
     name, why = choose(config, machine)
     if name == "none":
         return Settled(config, "none", why, {}, machine=machine, asked=config)
     preset = read(name)
-    kept = config.overridden | (fixed(config) - beaten_by(name, config))
+    kept = kept_beside(name, config)
     used = {setting: value for setting, value in preset.settings.items() if setting not in kept}
+    if "num_train_epochs" in (config.overridden if name == "demo" else kept):
+        used.pop("max_train_steps", None)
     reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
     filled = config.with_preset(used | {"preset": "none"})
@@ -143,9 +145,10 @@ def settle(config: Config, machine: Machine) -> Settled:
     return Settled(filled, name, why, reasons, banner, machine, config)
 
 
-def fixed(config: Config) -> set[str]:
-    """Settings that a preset leaves as they are: overrides, and what a file says other than auto."""
-    return {name for name in config.given if name in config.overridden or getattr(config, name) != "auto"}
+def kept_beside(preset: str, config: Config) -> set[str]:
+    """Settings that a preset leaves as they are: what was given, unless it is auto or the preset beats it."""
+    said = {name for name in config.given if getattr(config, name) != "auto"}
+    return said - (beaten_by(preset, config) - config.overridden)
 
 
 def beaten_by(preset: str, config: Config) -> set[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lace_lora import checkpoint, families, tensor_files
+from lace_lora.coefficients import NF4_BYTES, NF4_FILE_BYTES
 from lace_lora.errors import LaceError, MachineError
 from lace_lora.families import folders, loading
 from lace_lora.families.layouts import layout
@@ -30,7 +31,6 @@ with quiet():
     from torch import Tensor, nn
 
 BLOCK = 64  # numbers that share a scale; a layer whose sides are no multiples of it stays as it is
-LINEAR_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a number: 4 bits, its share of an 8-bit scale, and of that one's own
 
 Say = Callable[[str], None]
 
@@ -53,20 +53,20 @@ def load_nf4(model: str, dtype: torch.dtype, device: str, cache_dir: str | Path,
     if kept.is_dir():
         problem = checkpoint.problem_of(kept)
         if problem is None:
-            return _from_file(kept / file_name(model), model, dtype, device)
+            return _from_files(kept, model, dtype, device)
         say(f"{kept} is passed over ({problem}); the {layout(model).denoiser} is quantised again.")
     denoiser, done, left = _quantised(model, dtype, device)
     say(f"nf4       {done} linear layers in 4 bits ({size_gib(denoiser):.2f} GB in all), {left} too narrow for it")
     try:
-        checkpoint.save_folder(kept, lambda folder: tensor_files.write(folder / file_name(model), _state_of(denoiser)))
+        checkpoint.save_folder(kept, lambda folder: _write(folder, model, denoiser))
     except LaceError as error:
         say(f"! The 4-bit {layout(model).denoiser} could not be kept for the next start: {error}")
     return denoiser
 
 
-def file_name(model: str) -> str:
-    """The name of the kept file."""
-    return f"{layout(model).denoiser}.safetensors"
+def file_name(model: str, number: int) -> str:
+    """The name of one of the kept files, from 1 on."""
+    return f"{layout(model).denoiser}-{number:05d}.safetensors"
 
 
 def kept_folder(model: str, dtype: torch.dtype, cache_dir: str | Path) -> Path:
@@ -95,7 +95,7 @@ def can_be_quantised(layer: nn.Linear) -> bool:
 
 def size_gib(module: nn.Module) -> float:
     """GiB of all weights, with the scales of the quantised ones."""
-    total = 0
+    total = sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
     for parameter in module.parameters():
         total += parameter.untyped_storage().nbytes()
         state = getattr(parameter, "quant_state", None)
@@ -108,8 +108,8 @@ def size_gib(module: nn.Module) -> float:
 def planned_bytes(module: nn.Module, bytes_a_number: int = 2) -> int:
     """What all of it will take in 4 bits, counted from shapes alone (a module on the meta device will do)."""
     small = sum(layer.weight.numel() for _, _, layer in _linear_layers(module) if can_be_quantised(layer))
-    whole = sum(parameter.numel() for parameter in module.parameters())
-    return round(small * LINEAR_BYTES + (whole - small) * bytes_a_number)
+    whole = sum(one.numel() for one in (*module.parameters(), *module.buffers()))
+    return round(small * NF4_BYTES + (whole - small) * bytes_a_number)
 
 
 # -- inside --
@@ -193,19 +193,31 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linea
                 yield parent, name, child
 
 
-def _state_of(denoiser: nn.Module) -> dict[str, Tensor]:
-    """All tensors, the quantised ones with their scales; copies, because layers share a table and files may not."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in denoiser.state_dict().items()}
+def _write(folder: Path, model: str, denoiser: nn.Module) -> None:
+    """All tensors, the quantised ones with their scales, in files of NF4_FILE_BYTES: so much is in memory twice at most.
+
+    Copies, because layers share a table and files may not.
+    """
+    number, held, size = 1, {}, 0
+    for name, tensor in denoiser.state_dict().items():
+        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += held[name].nbytes
+        if size >= NF4_FILE_BYTES:
+            tensor_files.write(folder / file_name(model, number), held)
+            number, held, size = number + 1, {}, 0
+    if held:
+        tensor_files.write(folder / file_name(model, number), held)
 
 
-def _from_file(file: Path, model: str, dtype: torch.dtype, device: str) -> Any:
-    """Fill an empty denoiser from the kept file: the half-precision weights are never read."""
-    denoiser = families.of(model).empty_denoiser(model)
-    tensors = load_file(file, device=device)
+def _from_files(folder: Path, model: str, dtype: torch.dtype, device: str) -> Any:
+    """Fill an empty denoiser from the kept files: the half-precision weights are never read."""
+    denoiser, tensors = families.of(model).empty_denoiser(model), {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file, device=device)
     for name, layer in _with_4bit_layers(denoiser, dtype).items():
         prefix = f"{name}.weight"
         scales = {key: tensors.pop(key) for key in list(tensors) if key.startswith(f"{prefix}.")}
         layer.weight = _params4bit().from_prequantized(tensors.pop(prefix), scales, device=device, module=layer)
     _filled(denoiser, tensors)
-    assert not _empty(denoiser), f"{file} lacks {_empty(denoiser)[:3]}, which its checksum says it held"
+    assert not _empty(denoiser), f"{folder} lacks {_empty(denoiser)[:3]}, which its checksums say it held"
     return denoiser

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,6 +25,8 @@ from lace_lora.views import Fingerprint
 
 PRINTS, ASKED = "prints.npz", "asked.json"
 FEWEST = 40  # searches; for fewer, starting a program takes longer than it saves
+MOST = 8  # programs; each holds the views of all photographs, 30 MB of 250
+TELL_SECONDS = 0.2
 
 Question = tuple[Sequence[Fingerprint], Sequence[Collection[int]], Sequence[Collection[int]]]  # as Searched.nearest has
 Answer = list[Found | None]
@@ -35,27 +38,46 @@ def answers(
 ) -> Iterator[tuple[int, Answer]]:
     """The place of each question with what Searched.nearest answers, whichever is ready first.
 
-    tell      is told after each search that one more is done
+    tell      is told, in the caller's own thread, that some more searches are done: front-ends show nothing from others
     programs  that search side by side; 0 does all in this one; None takes one for each core where there is enough to do
     """
     if programs is None:
         enough = sum(len(made) for made, _, _ in questions) >= FEWEST
-        programs = len(os.sched_getaffinity(0)) if enough and hasattr(os, "sched_getaffinity") else 0
+        programs = min(MOST, _cores()) if enough else 0
     programs = min(programs, len(questions))
-    if programs < 2:
-        yield from ((place, searched.nearest(*one, tell=tell)) for place, one in enumerate(questions))
-        return
-    with TemporaryDirectory(prefix="lace_lora-") as folder:
-        _write(Path(folder), searched.prints, questions)
-        crew = _Crew(Path(folder), searched, questions, tell)
+    with ExitStack() as opened:
+        folder = _handed_over(opened, searched.prints, questions) if programs > 1 else None
+        if folder is None:
+            yield from ((place, searched.nearest(*one, tell=tell)) for place, one in enumerate(questions))
+            return
+        done: SimpleQueue[int] = SimpleQueue()
+        crew = _Crew(folder, searched, questions, done.put)
         with ThreadPoolExecutor(programs) as threads:
             try:
                 work = {threads.submit(crew.answer, place): place for place in range(len(questions))}
-                for one in as_completed(work):
-                    yield work[one], one.result()
+                left = set(work)
+                while left:
+                    ready, left = wait(left, TELL_SECONDS, FIRST_COMPLETED)
+                    while not done.empty():
+                        tell(done.get())
+                    yield from ((work[one], one.result()) for one in ready)
             finally:  # also where the person stops it
                 threads.shutdown(wait=False, cancel_futures=True)
                 crew.end()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _handed_over(opened: ExitStack, prints: Sequence[Fingerprint], questions: Sequence[Question]) -> Path | None:
+    """A folder with what the programs read; None where it cannot be written."""
+    try:
+        folder = Path(opened.enter_context(TemporaryDirectory(prefix="lace_lora-", ignore_cleanup_errors=True)))
+        _write(folder, prints, questions)
+    except OSError:
+        return None
+    return folder
 
 
 class _Crew:
@@ -78,12 +100,12 @@ class _Crew:
                     if line.startswith("["):
                         return [Found(**one) if one else None for one in json.loads(line)]
                     told += 1
-                    self._said(1)
+                    self._tell(1)
         if self._is_over:
             return []
         told_before = iter(range(told))
         return self._searched.nearest(
-            *self._questions[place], tell=lambda more: self._said(more if next(told_before, None) is None else 0)
+            *self._questions[place], tell=lambda more: self._tell(more if next(told_before, None) is None else 0)
         )
 
     def end(self) -> None:
@@ -98,11 +120,6 @@ class _Crew:
                 with suppress(OSError):
                     if pipe is not None:
                         pipe.close()
-
-    def _said(self, more: int) -> None:
-        with self._lock:
-            if more and not self._is_over:
-                self._tell(more)
 
     def _program(self) -> "subprocess.Popen[str] | None":
         program: subprocess.Popen[str] | None = getattr(self._own, "program", None)

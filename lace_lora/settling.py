@@ -1,7 +1,7 @@
 """Settings on their way from auto to numbers: each choice of the plan with its reason, and what a person's own cost."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from lace_lora import coefficients, fitting, presets, stage_needs, throughput
@@ -35,7 +35,8 @@ class Choosing:
     def __post_init__(self) -> None:
         self.config = self.settled.config
         self.choices = [Choice(name, getattr(self.config, name), why) for name, why in self.settled.reasons.items()]
-        self.as_set = self.config.given - set(self.settled.reasons)
+        said = {name for name in self.config.given if getattr(self.config, name) != "auto"}
+        self.as_set = said - set(self.settled.reasons)
         self.may_save_memory = self.config.gradient_checkpointing == "auto"
         self.model = coefficients.of(self.config.pretrained_model)
         self.native_px = native_side(self.config.pretrained_model)
@@ -47,8 +48,7 @@ class Choosing:
         self._check_preset(family)
         for one in limits.changes(self.config, family, self.as_set):
             self._put(one.setting, one.value, one.why)
-        if "resolution" in self.settled.reasons and family != presets.read(self.settled.preset).family:
-            self._put("resolution", self.native_px, "the size that the base model was trained at")
+        self._leave_to_family(family)
         if self.config.optimizer.endswith("8bit") and importlib.util.find_spec("bitsandbytes") is None:
             self._put("optimizer", "adamw", self._without_8bit())
         self._number_format()
@@ -113,6 +113,20 @@ class Choosing:
                 f"The preset {self.settled.preset} is for {wanted}, and pretrained_model "
                 f"{self.config.pretrained_model} is {found}. Choose another preset, or leave pretrained_model to it."
             )
+
+    def _leave_to_family(self, family: str) -> None:
+        """A preset's size is of no use to a model of another family; nor are batches, where nobody named the preset."""
+        reasons = self.settled.reasons
+        if not reasons or family == presets.read(self.settled.preset).family:
+            return
+        if "resolution" in reasons:
+            self._put("resolution", self.native_px, "the size that the base model was trained at")
+        if self.settled.asked is not None and self.settled.asked.preset == "auto":
+            batches = reasons.keys() & {"train_batch_size", "gradient_accumulation_steps"}
+            self.config = self.config.with_preset(dict.fromkeys(batches, "auto"))
+            self.choices = [one for one in self.choices if one.setting not in batches]
+            rest = {name: why for name, why in reasons.items() if name not in batches}
+            self.settled = replace(self.settled, reasons=rest)
 
     # -- what is computed --
 

@@ -294,7 +294,8 @@ def _told(one: Generation) -> dict[str, Any]:
     """What was asked for with a picture; labels only where it has some, so that earlier requests stay the same."""
     row = one.row()
     left_out = {*FOUND, *(name for name in LABELS if row[name] is None)}
-    return {name: value for name, value in row.items() if name not in left_out and value != OLDER.get(name)}
+    left_out |= {name for name, value in OLDER.items() if row[name] == value}
+    return {name: value for name, value in row.items() if name not in left_out}
 
 
 def _digest(value: object) -> str:

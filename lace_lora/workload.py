@@ -6,7 +6,7 @@ Sizes are GiB. What a job does in each stage is in stage_needs, what a machine d
 from dataclasses import dataclass, field
 
 from lace_lora import throughput
-from lace_lora.coefficients import Coefficients
+from lace_lora.coefficients import NF4_FILE_BYTES, Coefficients
 from lace_lora.config import Config
 from lace_lora.experience import NOTHING, Experience, Figure
 from lace_lora.machine import GIB, Machine, Precision
@@ -196,11 +196,13 @@ def seconds(job: Job, name: str, work: Work, quantization: str = "none") -> tupl
 def _passing(job: Job, name: str, quantization: str) -> float:
     """Bytes of a part that are in the computer's memory while it is loaded onto a GPU, but for files that are mapped.
 
-    What is made 4-bit is copied for the file that is kept; the next start reads that file, and needs less.
+    What is made 4-bit is kept in files, of which one is in memory at a time, twice with safetensors before 0.8.
     """
     part = _part(name)
     in_hand = IN_HAND.get(part, IN_HAND_OF_OTHERS) * job.model.largest(part) * NUMBERS["fp32"]
-    return max(in_hand, job.model.weight_bytes(part, job.width, "nf4")) if quantization == "nf4" else in_hand
+    if quantization != "nf4":
+        return in_hand
+    return max(in_hand, 2 * min(NF4_FILE_BYTES, job.model.weight_bytes(part, job.width, "nf4")))
 
 
 def _largest_part(job: Job, name: str) -> float:

@@ -131,10 +131,45 @@ def test_the_machines_preset_with_the_file_that_ships_computes_as_many_pictures_
         assert (found.resolution, found.train_batch_size, found.gradient_accumulation_steps) == sizes
 
 
-def test_auto_that_is_asked_for_explicitly_is_the_plans_choice(tmp_path):
-    """C7: also where the preset has a number."""
+def test_auto_means_the_same_in_a_file_and_in_a_form(tmp_path):
+    """C7, L9: a form whose ticked auto is saved trains as the form said."""
     assert presets.settle(given(tmp_path, "resolution: auto\n", preset="fast"), T4).config.resolution == 512
-    assert presets.settle(given(tmp_path, preset="fast", resolution="auto"), T4).config.resolution == "auto"
+    assert presets.settle(given(tmp_path, "resolution: 768\n", preset="fast"), T4).config.resolution == 768
+    form = given(tmp_path, "resolution: 768\n", preset="fast", resolution="auto")
+    assert presets.settle(form, T4).config.resolution == 512
+    assert presets.settle(given(tmp_path, preset="none", resolution="auto"), T4).config.resolution == "auto"
+
+
+@pytest.mark.parametrize("machine", [A100, LAPTOP])
+@pytest.mark.parametrize("preset", ["flux", "demo"])
+def test_passes_that_somebody_asks_for_count_before_a_presets_steps(tmp_path, preset, machine):
+    """C7, L9: they were ignored in silence, for the shipped file leaves the steps open."""
+    shipped = config.load(ROOT / "config.yaml", preset=preset)
+    assert presets.settle(shipped, machine).config.max_train_steps == {"flux": 1200, "demo": 600}[preset]
+    asked = presets.settle(shipped.model_copy(update={"num_train_epochs": 3}), machine)
+    found = estimate.plan(asked, machine, 100).config
+    assert found.max_train_steps * found.train_batch_size * found.gradient_accumulation_steps == 300
+    both = presets.settle(shipped.model_copy(update={"num_train_epochs": 3, "max_train_steps": 7}), machine)
+    assert both.config.max_train_steps == 7
+
+
+@pytest.mark.parametrize("model", ["stabilityai/stable-diffusion-3.5-medium", "black-forest-labs/FLUX.1-dev"])
+def test_the_machines_preset_says_nothing_of_batches_of_another_family(model):
+    """C7: four of SDXL's pictures at once would make Flux checkpoint its activations, and learn in half as many updates."""
+    shipped = config.load(ROOT / "config.yaml", pretrained_model=model)
+    found = estimate.plan(presets.settle(shipped, A100), A100, 250)
+    free = config.load(ROOT / "config.yaml", pretrained_model=model, preset="none", num_train_epochs=10, rank=32,
+                       lora_targets="attention+ff")  # fmt: skip
+    alone = estimate.plan(presets.settle(free, A100), A100, 250).config
+    for name in ("train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_train_steps"):
+        assert getattr(found.config, name) == getattr(alone, name), name
+
+
+def test_auto_is_nothing_that_a_person_set(tmp_path):
+    """C8: what the plan chose where a file says auto is not told as the person's own."""
+    text = "quantization: auto\ngradient_checkpointing: auto\nresolution: auto\n"
+    small = Machine(True, True, "Tesla T4", 4.0, (7, 5), 32.0, 30.0, 60.0, 2)
+    assert "as set" not in str(estimate.plan(presets.settle(given(tmp_path, text), small), small, 250))
 
 
 def test_auto_takes_the_preset_of_the_machine(tmp_path):

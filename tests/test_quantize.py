@@ -144,7 +144,7 @@ def test_the_kept_file_is_quantising_afresh_bit_for_bit(
 
 def test_a_damaged_file_is_passed_over_with_a_sentence(wide_sdxl: Path, tmp_path: Path) -> None:
     expected = answer(load(wide_sdxl, tmp_path))
-    file = quantize.kept_folder(str(wide_sdxl), torch.float32, tmp_path) / quantize.file_name(str(wide_sdxl))
+    file = quantize.kept_folder(str(wide_sdxl), torch.float32, tmp_path) / quantize.file_name(str(wide_sdxl), 1)
     data = bytearray(file.read_bytes())
     data[-9] ^= 1
     file.write_bytes(bytes(data))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from lace_lora import config, demo, inference, train
+from lace_lora.adapter_facts import AdapterFacts
 from lace_lora.errors import MachineError
 from lace_lora.families import folders
 from lace_lora.machine import Machine
@@ -45,6 +46,8 @@ def ordered(base_model, side):
     picture = SimpleNamespace(width=side, height=side)
     return SimpleNamespace(
         base_model=base_model,
+        lora=SimpleNamespace(facts=AdapterFacts("sdxl", base_model, 16, 16, ("to_q", "to_k", "to_v", "to_out.0"))),
+        quantization="none",
         refiner_model=demo.REFINER,
         refining=None,
         pictures=(picture,),

@@ -1,6 +1,8 @@
 """Searches in programs of their own answer as one program does, also where they end in the middle of it (P22)."""
 
 import subprocess
+import tempfile
+import threading
 
 import pytest
 
@@ -24,10 +26,17 @@ def found(asked, programs, told=None):
 
 
 def test_two_programs_answer_as_one_does(asked):
-    """P22: every search is told of once, and each answer is the one of Searched.nearest."""
-    told = []
+    """P22: every search is told of once, in the thread that asks, and each answer is the one of Searched.nearest."""
+    told, threads = [], set()
     expected = [asked[0].nearest(*question) for question in asked[1]]
-    assert found(asked, 2, told) == found(asked, 0) == expected and told == [1, 1, 1, 1]
+
+    def tell(more):
+        told.append(more)
+        threads.add(threading.current_thread())
+
+    rows = dict(search_programs.answers(*asked, tell, 2))
+    assert [rows[place] for place in range(3)] == found(asked, 0) == expected
+    assert told == [1, 1, 1, 1] and threads == {threading.current_thread()}
 
 
 def test_what_a_program_ends_over_is_searched_for_here(asked, monkeypatch):
@@ -46,6 +55,17 @@ def test_what_a_program_ends_over_is_searched_for_here(asked, monkeypatch):
         monkeypatch.setattr(subprocess, "Popen", start)
         told = []
         assert found(asked, 2, told) == expected and told == [1, 1, 1, 1]
+
+
+def test_a_full_disk_costs_time_only(asked, monkeypatch):
+    """P22: the programs read a file; where it cannot be written, there are none."""
+
+    def full(*words, **named):
+        raise OSError(28, "No space left on device")
+
+    expected = found(asked, 0)
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "__init__", full)
+    assert found(asked, 2) == expected
 
 
 def test_a_person_who_stops_it_leaves_no_program_behind(asked, monkeypatch):

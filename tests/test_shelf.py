@@ -20,7 +20,8 @@ from lace_lora import adapter as adapters
 from lace_lora import demo, stages
 from lace_lora.batches import Batch, texts_of
 from lace_lora.errors import ModelError
-from lace_lora.families import folders, memory, sdxl, unets
+from lace_lora.families import folders, memory, sdxl
+from lace_lora.families.libraries import of_diffusers
 from lace_lora.families.quiet import quiet
 from lace_lora.machine import Machine
 from lace_lora.mishaps import OutOfMemory
@@ -331,7 +332,7 @@ def test_L19_memory_that_runs_out_while_a_model_is_loaded_empties_the_shelf(
     tiny_sdxl: Path, lora: adapters.Adapter, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of reading its files, where the libraries hide a reason behind their own."""
-    shelf, kind, failures = Shelf(PLENTY), unets.UNet2DConditionModel, [error]
+    shelf, kind, failures = Shelf(PLENTY), of_diffusers("UNet2DConditionModel"), [error]
     wanted, read = draw(tiny_sdxl), kind.from_pretrained
     draw(tiny_sdxl, shelf, lora)
 
