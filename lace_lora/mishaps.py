@@ -25,9 +25,8 @@ def out_of_memory(doing: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         on_gpu = isinstance(error, torch.OutOfMemoryError) or "CUBLAS" in str(error)
-        smaller_base = (
-            "quantization nf4" if doing == "drawing" else "mixed_precision fp16"
-        )  # no other model is in 4 bits
+        # The refiner and what reads prompts are never in 4 bits.
+        smaller_base = "quantization nf4" if doing == "drawing" else "mixed_precision fp16"
         raise OutOfMemory(
             f"{'The GPU' if on_gpu else 'This computer'} ran out of memory while {doing}. Next to try: smaller width "
             f"and height, {smaller_base} on a GPU, or refine none. What is finished is kept; run again to go on."

@@ -126,8 +126,8 @@ def choose(config: Config, machine: Machine) -> tuple[str, str]:
 def settle(config: Config, machine: Machine) -> Settled:
     """Apply the preset below what was given: default < preset < config.yaml < override.
 
-    Whoever says auto leaves the choice to the preset, and what that leaves open to the plan: the shipped file says so of
-    most. The demo is the exception (see `beaten_by`). Passes that somebody asks for count before a preset's steps.
+    Whoever says auto leaves the choice to the preset, and what that leaves open to the plan: the shipped file says so
+    of most. The demo is the exception (see `beaten_by`). Passes that somebody asks for count before a preset's steps.
     """
     name, why = choose(config, machine)
     if name == "none":

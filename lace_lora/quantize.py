@@ -194,7 +194,7 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linea
 
 
 def _write(folder: Path, model: str, denoiser: nn.Module) -> None:
-    """All tensors, the quantised ones with their scales, in files of NF4_FILE_BYTES: so much is in memory twice at most.
+    """All tensors, the quantised ones with their scales, in files of NF4_FILE_BYTES: no more is copied at once.
 
     Copies, because layers share a table and files may not.
     """
@@ -211,7 +211,8 @@ def _write(folder: Path, model: str, denoiser: nn.Module) -> None:
 
 def _from_files(folder: Path, model: str, dtype: torch.dtype, device: str) -> Any:
     """Fill an empty denoiser from the kept files: the half-precision weights are never read."""
-    denoiser, tensors = families.of(model).empty_denoiser(model), {}
+    denoiser = families.of(model).empty_denoiser(model)
+    tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file, device=device)
     for name, layer in _with_4bit_layers(denoiser, dtype).items():

@@ -117,7 +117,7 @@ class Choosing:
     def _leave_to_family(self, family: str) -> None:
         """A preset's size is of no use to a model of another family; nor are batches, where nobody named the preset."""
         reasons = self.settled.reasons
-        if not reasons or family == presets.read(self.settled.preset).family:
+        if self.settled.preset == "none" or family == presets.read(self.settled.preset).family:
             return
         if "resolution" in reasons:
             self._put("resolution", self.native_px, "the size that the base model was trained at")

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,18 @@ def test_what_is_said_of_a_base_that_would_not_fit(made: Path, tmp_path: Path) -
     a100 = Machine(True, True, "NVIDIA A100-SXM4-40GB", 39.5, (8, 0), 83.0, 80.0, 150.0, 12)
     assert settling.drawn_in(config, a100)[0] == "none"
     assert settling.drawn_in(config.model_copy(update={"quantization": "nf4"}), a100) == ("nf4", "as set")
+
+
+def test_a_request_of_before_there_was_a_choice_keeps_its_digest() -> None:
+    """L7: written down by the version before, so that a sheet begun with it goes on; a name that is None counts."""
+    one = sheet.Generation(
+        index=0, prompt="a <lace> star", refiner_prompt="a star", negative_prompt="grainy", seed=7,
+        num_inference_steps=30, scheduler="dpmpp_2m", guidance_scale=5.0, refine="none", refiner_start=None,
+        refine_strength=None, width=64, height=64, repeat="none", repeat_from=None, guidance_until=1.0,
+        start_picture=None, start_digest=None, start_strength=None, dpi=300.0, lora_scale=1.0, concept_token="<lace>",
+        adapter_digest="abc", pretrained_model="base", refiner_model=None, precision="fp32",
+        base=Path("base_result_000.png"), refined=None, versions={},
+    )  # fmt: skip
+    digest = sheet._digest([["model"], [sheet._told(one)]])
+    assert digest == "4a40ceee742b0e2926805f9703389294780695c1a9ae11b0d0bcbaf54226c962"
+    assert sheet._digest([["model"], [sheet._told(replace(one, quantization="nf4"))]]) != digest

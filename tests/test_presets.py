@@ -155,7 +155,7 @@ def test_passes_that_somebody_asks_for_count_before_a_presets_steps(tmp_path, pr
 
 @pytest.mark.parametrize("model", ["stabilityai/stable-diffusion-3.5-medium", "black-forest-labs/FLUX.1-dev"])
 def test_the_machines_preset_says_nothing_of_batches_of_another_family(model):
-    """C7: four of SDXL's pictures at once would make Flux checkpoint its activations, and learn in half as many updates."""
+    """C7: four of SDXL's pictures at once would make Flux keep fewer activations, and learn in half as many updates."""
     shipped = config.load(ROOT / "config.yaml", pretrained_model=model)
     found = estimate.plan(presets.settle(shipped, A100), A100, 250)
     free = config.load(ROOT / "config.yaml", pretrained_model=model, preset="none", num_train_epochs=10, rank=32,
