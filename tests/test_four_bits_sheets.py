@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 from PIL import ImageChops
 
-from lace_lora import grid, inference, install, order, pictures, presets, settling, sheet
+from lace_lora import evaluate, grid, inference, install, order, pictures, presets, settling, sheet
+from lace_lora.commissions import Limits
 from lace_lora.config import Config, load
 from lace_lora.errors import MachineError
 from lace_lora.families import memory
+from lace_lora.figures import Watch
 from lace_lora.machine import Machine
 from lace_lora.run_folder import RunFolder
+from lace_lora.stopping import Stop
+from lace_lora.studio import Studio
 from tests import wide_models
 from tests.drawing import cut_at, files_of, picture_at, quiet_run, rows_of, seeds_drawn
 from tests.test_stages import made_lora
@@ -48,8 +52,8 @@ def drawn_with(made: Path, tmp_path: Path) -> Asked:
         if not (tmp_path / copy).exists():
             shutil.copytree(made / "runs", tmp_path / copy)
         small = {"num_images": 3, "num_inference_steps": 2, "width": 32, "height": 32, "refine": "none"}
-        places = {"lora_output_dir": str(tmp_path / copy), "cache_dir": str(made / "cache")}
-        return load(preset="none", pretrained_model=str(made / "model"), **places | small | changes)
+        places = {"preset": "none", "lora_output_dir": str(tmp_path / copy), "cache_dir": str(made / "cache")}
+        return load(pretrained_model=str(made / "model"), **places | small | changes)
 
     return settings
 
@@ -156,6 +160,23 @@ def test_a_presets_four_bits_leave_drawing_open_and_a_persons_do_not(tmp_path: P
     for asked, expected in (({}, "auto"), ({"quantization": "nf4"}, "nf4"), ({"quantization": "none"}, "none")):
         settled = presets.settle(load(preset="lace-t4-qlora", cache_dir=str(tmp_path), **asked), t4)
         assert inference.for_drawing(settled).quantization == expected
+
+
+def test_measuring_and_serving_draw_as_generating_does(drawn_with: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P13, P20: with a preset that trains in 4 bits, all three draw as the plan says, and in 4 bits where it is set."""
+    monkeypatch.setattr(evaluate, "write_report", lambda run: run.report)  # it tells of a training, and there was none
+    drawn = {"num_evaluated": 4, "plain_prompts": ("a bowl",), "style_model": "none", "text_model": "none"}
+    for asked, expected in (({}, "none"), ({"quantization": "nf4"}, "nf4")):
+        config = drawn_with(f"as {expected}", preset="lace-t4-qlora", num_images=1, **drawn | asked)
+        [design] = quiet_run(config)
+        studio = Studio.open(None, config, Limits(), lambda line: None)
+        served = studio.draw({}, "served", Stop(), Watch(), lambda one: None)
+        evaluate.run(config, say=lambda line: None)
+        run = RunFolder.of(config)
+        cells = [pictures.read_details(path) for path in run.evaluation.glob("*/cells/*.png")]
+        [row] = rows_of(run.sheet(served.sheet).root)
+        assert design.quantization == row["quantization"] == expected
+        assert len(cells) == 12 and {cell.get("quantization", "none") for cell in cells} == {expected}
 
 
 def test_what_the_plan_chooses_is_known_before_so_that_it_can_be_installed(
