@@ -139,7 +139,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
         start = open_picture(begin_with) if begin_with else None
     except PicturesError as error:
         raise SettingsError(f"The picture to begin with (start_picture) will not do: {error}") from error
-    pictures = wanted.pictures(config, run, lora, wanted.Models(base_model, refiner_model, precision), say)
+    pictures, before = wanted.pictures(config, run, lora, wanted.Models(base_model, refiner_model, precision), say)
     both = [base_model, *([refiner_model] if refiner_model else [])]
     _check(config, pictures, both, refining, say)
     models = models_of(both, config.vae_model)
@@ -147,6 +147,7 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
     sizes = {(one.width, one.height) for one in pictures}
     at_once = {size: batch_size(base_model, *size, machine) for size in sizes}
     pictures, four_bits = _based(config, run, lora, base_model, pictures, models, machine, shard, say)
+    wanted.tell_changes(config, before, pictures, say)
     placed_sheet = placed(config, run, pictures, models, at_once, shard, say)
     return Order(
         run=run,

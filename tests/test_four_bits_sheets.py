@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import ImageChops
 
-from lace_lora import evaluate, grid, inference, install, order, pictures, presets, settling, sheet
+from lace_lora import evaluate, grid, inference, install, order, pictures, presets, settling, sheet, stars
 from lace_lora.commissions import Limits
 from lace_lora.config import Config, load
 from lace_lora.errors import MachineError
@@ -191,6 +191,23 @@ def test_what_the_plan_chooses_is_known_before_so_that_it_can_be_installed(
             ["bitsandbytes"] if chosen == "nf4" else []
         )
     assert inference.as_planned(drawn_with(quantization="nf4")).quantization == "nf4"
+
+
+def test_designs_of_before_are_compared_with_what_is_drawn_in_the_end(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L7: starred or varied on a machine that draws otherwise, it is told; on one that draws the same, it is not."""
+    for begun, other in (("nf4", "none"), ("none", "nf4")):
+        chooses(monkeypatch, begun)
+        done = inference.run(drawn_with(begun, num_images=1), say=lambda line: None)
+        stars.set_stars(done.folder, [0])
+        for chosen in (begun, other):
+            chooses(monkeypatch, chosen)
+            for name, asked in (("again", {"favourites_of": "sheet"}), ("near", {"vary": "sheet/0", "num_images": 1})):
+                lines: list[str] = []
+                inference.run(drawn_with(begun, sheet_name=f"{name} {chosen}", **asked), say=lines.append)
+                told = [line.rpartition(": ")[2] for line in lines if "drawn otherwise" in line]
+                assert told == ([] if chosen == begun else [f"quantization {begun} → {other}."])
 
 
 def test_what_is_said_of_a_base_that_would_not_fit(made: Path, tmp_path: Path) -> None:
