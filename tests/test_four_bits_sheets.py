@@ -179,18 +179,88 @@ def test_measuring_and_serving_draw_as_generating_does(drawn_with: Asked, monkey
         assert len(cells) == 12 and {cell.get("quantization", "none") for cell in cells} == {expected}
 
 
-def test_what_the_plan_chooses_is_known_before_so_that_it_can_be_installed(
-    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+def test_what_drawing_decides_is_known_before_so_that_it_can_be_installed(
+    drawn_with: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L2: bitsandbytes is no part of what every notebook installs."""
+    """L2: bitsandbytes is no part of what every notebook installs, and what a preset trains with none of drawing."""
+    preset = tmp_path / "own.yaml"
+    preset.write_text("about: mine\nsettings: {optimizer: adamw8bit, quantization: nf4}\n", encoding="utf-8")
     for chosen in ("nf4", "none"):
         chooses(monkeypatch, chosen)
-        planned = inference.as_planned(drawn_with())
-        assert planned.quantization == chosen
-        assert [wish.need.name for wish in install.wishes(planned) if wish.setting.startswith("quantization")] == (
-            ["bitsandbytes"] if chosen == "nf4" else []
-        )
+        config = drawn_with(preset=str(preset))
+        for planned in (inference.as_planned(config), grid.as_planned(config)):
+            assert planned == config.with_preset({"quantization": chosen})
+            assert planned.overridden == config.overridden
+            found = [wish.setting for wish in install.wishes(planned) if wish.need.name == "bitsandbytes"]
+            assert found == (["quantization nf4"] if chosen == "nf4" else [])
+    chooses(monkeypatch, "nf4")
+    for backend in ("comfyui", "replicate"):
+        assert inference.as_planned(drawn_with(backend=backend, quantization="nf4")).quantization == "none"
     assert inference.as_planned(drawn_with(quantization="nf4")).quantization == "nf4"
+    assert grid.as_planned(drawn_with(quantization="nf4")).quantization == "nf4"
+
+
+def test_what_is_installed_is_decided_by_what_will_be_drawn(
+    made: Path, drawn_with: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L2: by the largest of all pictures, and by the model that is on this machine where the LoRA's own is not."""
+    made_lora(made / "model", RunFolder(tmp_path / "moved" / "lace"), resolution=32, step=9, base_model="/gone/model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "leaf", "width": 64, "height": 32}\n{"prompt": "star"}\n', encoding="utf-8")
+    seen: list[tuple[object, ...]] = []
+
+    def noted(config: Config, machine: Machine) -> tuple[str, str]:
+        seen.append((config.pretrained_model, config.width, config.height))
+        return "none", "for this test"
+
+    monkeypatch.setattr(settling, "drawn_in", noted)
+    config = drawn_with("moved", prompts_file=str(rows), num_images=2)
+    inference.as_planned(config)
+    assert seen == [(str(made / "model"), 64, 32)]
+    quiet_run(config)
+    assert seen[1:] == seen[:1]
+    del seen[:]
+    grid.as_planned(config)
+    grid.run(config, ["<lace> leaf"], [4], [1.0], say=lambda line: None)
+    assert seen == [(str(made / "model"), 32, 32)] * 2
+
+
+@pytest.mark.usefixtures("_in_pairs")
+def test_a_sheet_that_was_begun_in_four_bits_asks_for_the_package_only_while_it_is_not_finished(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L14, L2: on a larger GPU, too; and nothing is lost where the package is missing."""
+    chooses(monkeypatch, "nf4")
+    config, gridded = drawn_with(), (["<lace> leaf"], [4], [1.0])
+    with monkeypatch.context() as patch:
+        cut_at(patch, sheet, "add", 2)
+        with pytest.raises(SystemExit):
+            quiet_run(config)
+    measured = grid.run(config, *gridded, say=lambda line: None)
+    chooses(monkeypatch, "none")
+    assert inference.as_planned(config).quantization == "nf4"
+    before = files_of(RunFolder.of(config).sheets)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(
+            MachineError, match="This sheet was begun.*pip install bitsandbytes, then run.*another sheet"
+        ):
+            quiet_run(config)
+        assert files_of(RunFolder.of(config).sheets) == before
+    assert len(quiet_run(config)) == 3
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    done = inference.run(config, say=lambda line: None)
+    assert (len(done), done.folder.root.name, {one.quantization for one in done}) == (3, "sheet", {"nf4"})
+    chooses(monkeypatch, "nf4")
+    assert grid.run(config, *gridded, say=lambda line: None) == measured
+    measured.cells[0].path.unlink()
+    with pytest.raises(MachineError, match="This grid was begun with the base in 4 bits"):
+        grid.run(config, *gridded, say=lambda line: None)
+    with pytest.raises(
+        MachineError, match=r"in 4 bits \(for this test\), which needs.*pip install bitsandbytes"
+    ) as told:
+        quiet_run(drawn_with(seed=9))
+    assert "none" not in str(told.value), "a base that does not fit as it is is no way out"
 
 
 def test_designs_of_before_are_compared_with_what_is_drawn_in_the_end(
