@@ -173,6 +173,8 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
     # fmt: on
     # Names given as explicit overrides (form, -p, --rank): only these beat the demo preset. See presets.settle.
     _overridden: frozenset[str] = PrivateAttr(default=frozenset())
+    # Names whose values a preset gave and nobody changed since: settings that are settled again still tell.
+    _by_preset: frozenset[str] = PrivateAttr(default=frozenset())
 
     @field_validator("image_types")
     @classmethod
@@ -208,16 +210,21 @@ class Config(BaseModel, frozen=True, extra="forbid", validate_default=True, allo
         """Names that were set explicitly, in a form, with -p or on the command line."""
         return self._overridden
 
+    @property
+    def by_preset(self) -> frozenset[str]:
+        """Names whose values a preset gave: nobody asked for them, nor did a plan choose them since."""
+        return self._by_preset
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values, checked like those of a file; the changed names count as overrides."""
         changed = dict(update or {})
         copy = _checked({name: getattr(self, name) for name in self.given} | changed, "settings", type(self))
-        return _marked(copy, self._overridden | frozenset(changed))
+        return _marked(copy, self._overridden | frozenset(changed), self._by_preset - frozenset(changed))
 
-    def with_preset(self, values: Mapping[str, Any]) -> Self:
-        """A copy with a preset's values, which do not count as overrides."""
+    def with_preset(self, values: Mapping[str, Any], by_preset: Iterable[str] = ()) -> Self:
+        """A copy with values that do not count as overrides; by_preset: those of them that a preset gives."""
         copy = _checked({name: getattr(self, name) for name in self.given} | dict(values), "preset", type(self))
-        return _marked(copy, self._overridden)
+        return _marked(copy, self._overridden, (self._by_preset - frozenset(values)) | frozenset(by_preset))
 
     def lora_alpha(self) -> int:
         """alpha, or rank where alpha is left empty, so that the adapter's strength is 1."""
@@ -296,8 +303,9 @@ def _checked(values: Mapping[str, Any], where: str, kind: type[C]) -> C:
         raise SettingsError("\n".join(_sentence(name, values[name]) for name in values if name in wrong)) from error
 
 
-def _marked(config: C, overridden: frozenset[str]) -> C:
+def _marked(config: C, overridden: frozenset[str], by_preset: frozenset[str] = frozenset()) -> C:
     config._overridden = overridden  # type: ignore[misc]  # pydantic freezes the fields, not its private attributes
+    config._by_preset = by_preset  # type: ignore[misc]
     return config
 
 

@@ -40,7 +40,8 @@ def prepare(config: Config, place: Place, say: Say) -> Order:
     config = config if models.refiner else config.with_preset({"refine": "none"})
     if not lora.is_complete:
         say(f"! This adapter's training was stopped at step {lora.facts.step}; lace-lora train goes on with it.")
-    pictures = wanted.pictures(config, run, lora, models, say)
+    pictures, before = wanted.pictures(config, run, lora, models, say)
+    wanted.tell_changes(config, before, pictures, say)
     for size in dict.fromkeys((one.width, one.height) for one in pictures):
         Finishing.of(config).check(config.repeat, size)
     told = [f"drawing {DRAWING} by {config.backend}", models.base, models.refiner]

@@ -18,6 +18,7 @@ from lace_lora import (
     candidates,
     checkpoint,
     families,
+    four_bits,
     inference,
     order,
     pictures,
@@ -106,6 +107,8 @@ def run(
     work = _prepared(settings, machine, rows, scales, told, seeds, steps, say, name)
     cells = cells_of(work)
     missing = _missing(RunFolder.of(settings), cells)
+    if missing and work.four_bits:
+        four_bits.check_package(begun="grid")
     say(f"grid      {work.folder.root}: {len(cells)} pictures, {len(missing)} to make")
     try:
         with stopping.on_request(say, "Stopping after this picture; stop again to stop at once.") as stop:
@@ -113,6 +116,25 @@ def run(
     except KeyboardInterrupt:  # the second request, or one where Python delivers no signals
         say("Stopped at once; the picture in hand is lost.")
     return _close(work, cells, left_out, say)
+
+
+def as_planned(config: Config, *, say: Say = print) -> Config:
+    """The settings given with the quantization that a grid of them is drawn in: what it needs can be installed.
+
+    Where it is left open it is decided as `run` decides it, so a model that is not here is fetched. Raises what that
+    raises of settings, models and adapters.
+    """
+    machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
+    settings = inference.for_drawing(presets.settle(config, machine))
+    if settings.quantization != "auto":
+        return config.with_preset({"quantization": settings.quantization})
+    rows, _ = candidates.of_run(RunFolder.of(settings), None, lambda line: None)
+    learnt = Adapter(rows[0].facts, {}, rows[0].file)
+    for line in known.fetch_notice(learnt.facts.base_model):
+        say(line)
+    settings, base_model, size = _drawn_with(settings, learnt, lambda line: None)
+    based = order.based_on(settings, learnt, base_model, size, machine)
+    return config.with_preset({"quantization": based.quantization})
 
 
 def compare(config: Config, prompts: Sequence[str] = (), seeds: Sequence[int] = (), *, say: Say = print) -> Path:
@@ -195,6 +217,15 @@ def _say_without_token(settings: Config, facts: AdapterFacts, told: Sequence[str
             say(f"! {prompt[:60]!r} does not hold {token}, so it shows what the LoRA does to plain prompts.")
 
 
+def _drawn_with(settings: Config, learnt: Adapter, say: Say) -> tuple[Config, str, tuple[int, int]]:
+    """The settings as the base model can draw by them, that model, and the width and height in px."""
+    for line in known.fetch_notice(learnt.facts.base_model):
+        say(line)
+    base_model = order.base_model_of(settings, learnt, say)
+    settings = order.within_family(settings.with_preset({"refine": "none"}), learnt, base_model, say)
+    return settings, base_model, wanted.size_of(settings, learnt, base_model)
+
+
 def _prepared(
     settings: Config, machine: Machine, rows: tuple[Candidate, ...], scales: tuple[float, ...], told: tuple[str, ...],
     seeds: Sequence[int], steps: Sequence[int] | None, say: Say, name: str,
@@ -202,11 +233,7 @@ def _prepared(
     """All that decides the pictures, and the folder: that of the same request, or a new one."""
     learnt = Adapter(rows[0].facts, {}, rows[0].file)
     drawn_from = _checked_seeds(settings, seeds or (settings.seed,))
-    for line in known.fetch_notice(learnt.facts.base_model):
-        say(line)
-    base_model = order.base_model_of(settings, learnt, say)
-    settings = order.within_family(settings.with_preset({"refine": "none"}), learnt, base_model, say)
-    width, height = wanted.size_of(settings, learnt, base_model)
+    settings, base_model, (width, height) = _drawn_with(settings, learnt, say)
     check_size(base_model, width, height)
     repeats.check_size(settings.repeat, width, height, layout(base_model).pixel_step)
     reader = families.reader(base_model)
@@ -218,16 +245,18 @@ def _prepared(
     models = order.models_of([base_model], settings.vae_model)
     shared = asdict(sampling) | {"negative_prompt": settings.negative_prompt, "width": width, "height": height}
     shared |= {"models": models, "precision": precision}
-    four_bits = order.four_bits_of(settings, learnt, base_model, (width, height), machine, say)
-    shared |= {"quantization": "nf4"} if four_bits else {}
+    based = order.based_on(settings, learnt, base_model, (width, height), machine)
+    shared |= {"quantization": "nf4"} if based.quantization == "nf4" else {}
     asked = {"prompts": told, "seeds": drawn_from, "scales": scales, "steps": sorted(set(steps)) if steps else None}
     digest = key_of({"asked": asked, "drawn": shared})
     folder = RunFolder.of(settings).free_grid(digest, name)
-    if not folder.request.is_file():
+    is_begun = folder.request.is_file()
+    in_bits = four_bits.base(settings, replace(based, is_begun=is_begun), say)
+    if not is_begun:
         checkpoint.write_json(folder.request, {"digest": digest, "asked": asked})
     return Work(
         folder, rows, scales, told, drawn_from, settings.negative_prompt, sampling, width, height, base_model,
-        settings.vae_model, precision, machine.device, shared, four_bits,
+        settings.vae_model, precision, machine.device, shared, in_bits,
     )  # fmt: skip
 
 

@@ -19,10 +19,10 @@ from lace_lora import (
     estimate,
     figures,
     finishing,
+    four_bits,
     own_folders,
     presets,
     production,
-    settling,
     sheet,
     stages,
     stopping,
@@ -120,23 +120,25 @@ def for_drawing(settled: presets.Settled) -> Config:
     return settled.config.with_preset({"quantization": settled.draws_in})
 
 
-def as_planned(config: Config) -> Config:
-    """The settings with the quantization that the plan chooses where it is left open: what it needs can be installed.
+def as_planned(config: Config, *, say: Say = print) -> Config:
+    """The settings given with the quantization that a sheet of them is drawn in: what it needs can be installed.
 
-    Nothing is fetched. Draw with the settings themselves: a sheet that was begun otherwise is finished so.
-    Raises AdapterError where nothing was trained yet.
+    Where it is left open it is decided as drawing decides it, so models that are not here are fetched. A place
+    elsewhere has a base of its own: none. Draw with the settings themselves.
+
+    Raises what `run` raises of settings, models and adapters.
     """
     machine = Machine.here(config.drive_mount_path, config.lora_output_dir)
     settings = for_drawing(presets.settle(config, machine))
-    if settings.quantization != "auto" or backends.of(settings.backend) is not None:
-        return settings
-    with own_folders.answering(settings):
-        lora = adapters.load(RunFolder.of(settings).root)
-    base_model = lora.facts.base_model if lora.facts.versions else settings.pretrained_model
-    side = lora.facts.resolution or settling.native_side(base_model)
-    size = settings.width or side, settings.height or side
-    quantization, _ = settling.drawn_in(orders.as_drawn(settings, lora, base_model, size), machine)
-    return settings.with_preset({"quantization": quantization})
+    quantization: str = settings.quantization
+    if backends.of(settings.backend) is not None:
+        quantization = "none"
+    elif quantization == "auto":
+        with own_folders.answering(settings):
+            for line in orders.fetch_notices(settings, adapters.load(RunFolder.of(settings).root)):
+                say(line)
+            quantization = orders.asked(settings, machine, lambda line: None).based.quantization
+    return config.with_preset({"quantization": quantization})
 
 
 def _as_drawn(config: Config, order: Order) -> Config:
@@ -152,10 +154,12 @@ def _made(order: Order, stop: stopping.Stop, say: Say, show: Callable[[Generatio
     sheet.mend(order.folder, order.shard)
     finished = sheet.read_finished(order.folder, order.pictures)
     lacked = len(finished) < len(order.pictures)
-    if lacked:  # the page of a run that was stopped, which must not be taken for that of the whole sheet
-        order.folder.contact_sheet.unlink(missing_ok=True)
     finished |= _taken_over(order, finished, say, show)
     missing = sum(index not in finished for index in order.own)
+    if missing and order.four_bits:
+        four_bits.check_package(begun="sheet")
+    if lacked:  # the page of a run that was stopped, which must not be taken for that of the whole sheet
+        order.folder.contact_sheet.unlink(missing_ok=True)
     say(f"sheet     {order.workplace.kept.root}: {len(order.pictures)} pictures, {missing} to make{_share(order)}")
     if lacked and order.folder.root.name != order.asked_name:
         say(f"          {order.asked_name} holds other designs, so these have a folder of their own")
@@ -261,7 +265,7 @@ def compare_all(
     told, drawn_from = [prompt for prompt, _ in asked], [seed for _, seed in asked]
     width, height = wanted.size_of(settings, lora, base_model)
     check_size(base_model, width, height)
-    four_bits = orders.four_bits_of(settings, lora, base_model, (width, height), machine, say)
+    in_bits = four_bits.base(settings, orders.based_on(settings, lora, base_model, (width, height), machine), say)
     count, negatives = batch_size(base_model, width, height, machine), [settings.negative_prompt] * len(asked)
     batches = in_batches(told, negatives, drawn_from, width, height, count)
     sampled = orders.sampling_of(settings)
@@ -283,7 +287,7 @@ def compare_all(
             lora_scale=lora_scale,
             dtype=dtype,
             device=device,
-            four_bits=four_bits,
+            four_bits=in_bits,
         ):
             latents += drawn.finished_BCHW
 

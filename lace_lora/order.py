@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lace_lora import adapter as adapters
-from lace_lora import families, finishing, quantize, queries, repeats, settling, sheet, stages, wanted
+from lace_lora import families, finishing, four_bits, queries, repeats, settling, sheet, stages, wanted
 from lace_lora.batches import Batch, batch_size, check_pair, check_size
 from lace_lora.between_stages import Pictures
 from lace_lora.conditions import forces_zeros
@@ -28,8 +28,9 @@ from lace_lora.families.folders import identity
 from lace_lora.families.layouts import layout
 from lace_lora.file_names import public_name
 from lace_lora.finishing import Finishing
+from lace_lora.four_bits import Based
 from lace_lora.image_files import open_picture
-from lace_lora.machine import Machine
+from lace_lora.machine import Machine, Precision
 from lace_lora.pictures import parameters_text
 from lace_lora.quantize import FourBits
 from lace_lora.run_folder import RunFolder, Shard, SheetFolder
@@ -114,22 +115,37 @@ class Order:
         return Batch(prompts, negatives, seeds, *size, None if for_refiner else self.starts.get(size))
 
 
-def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | None = None) -> Order:
-    """Everything that decides the pictures, checked before a model is loaded; afterwards the request is on the disk.
+@dataclass(frozen=True)
+class Asked:
+    """What the settings ask for, checked and with nothing written: the pictures, and what decides them."""
 
-    shelf  where models stay between stages; None lets each go after its stage
+    config: Config  # as the base model's family can draw by it
+    run: RunFolder
+    shard: Shard
+    lora: adapters.Adapter
+    base_model: str
+    refiner_model: str
+    refining: Refining | None
+    precision: Precision
+    start: Image.Image | None
+    pictures: list[Generation]
+    models: list[str]  # texts that tell them apart
+    based: Based
+
+
+def asked(config: Config, machine: Machine, say: Say = print) -> Asked:
+    """What is asked for, with the decision whether the base is drawn with in 4 bits: the one that is drawn by.
 
     What was learnt (base model, concept token, class words, size) is read from the adapter, never from the settings.
+    Models that are not here are fetched. Raises as `prepare`, but for a missing package.
     """
     shard = shard_of(config)
     run = RunFolder.of(config)
     lora = adapters.load(run.root)
-    for line in known.fetch_notice(lora.facts.base_model):
+    for line in fetch_notices(config, lora):
         say(line)
     base_model = base_model_of(config, lora, say)
     config = within_family(config, lora, base_model, say)
-    for line in known.fetch_notice(config.refiner_model) if config.refine != "none" else ():
-        say(line)
     refining, refiner_model = _refining(config, base_model)
     precision, why = machine.precision(config.mixed_precision)
     say(f"drawing   with {public_name(base_model)} and the adapter of {run.name} in {why}")
@@ -141,48 +157,67 @@ def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | N
         start = open_picture(begin_with) if begin_with else None
     except PicturesError as error:
         raise SettingsError(f"The picture to begin with (start_picture) will not do: {error}") from error
-    pictures = wanted.pictures(config, run, lora, wanted.Models(base_model, refiner_model, precision), say)
+    pictures, before = wanted.pictures(config, run, lora, wanted.Models(base_model, refiner_model, precision), say)
     both = [base_model, *([refiner_model] if refiner_model else [])]
     _check(config, pictures, both, refining, say)
     models = models_of(both, config.vae_model)
     models += [precision] if config.mixed_precision != "auto" else []  # auto may be finished on another machine
+    based = _based(config, run, lora, base_model, pictures, models, machine, shard)
+    pictures = [replace(one, quantization=based.quantization) for one in pictures]
+    wanted.tell_changes(config, before, pictures, say)
+    return Asked(
+        config, run, shard, lora, base_model, refiner_model, refining, precision, start, pictures, models, based
+    )
+
+
+def fetch_notices(config: Config, lora: adapters.Adapter) -> list[str]:
+    """What is said of models that drawing will fetch first."""
+    refiner = known.fetch_notice(config.refiner_model) if config.refine != "none" else ()
+    return [*known.fetch_notice(lora.facts.base_model), *refiner]
+
+
+def prepare(config: Config, machine: Machine, say: Say = print, shelf: Shelf | None = None) -> Order:
+    """Everything that decides the pictures, checked before a model is loaded; afterwards the request is on the disk.
+
+    shelf  where models stay between stages; None lets each go after its stage
+
+    Raises MachineError where the package for 4 bits is missing and the sheet is not begun; else it is told once there
+    is something to draw (see four_bits).
+    """
+    found = asked(config, machine, say)
+    config, pictures = found.config, found.pictures
+    in_bits = four_bits.base(config, found.based, say)
     sizes = {(one.width, one.height) for one in pictures}
-    at_once = {size: batch_size(base_model, *size, machine) for size in sizes}
-    pictures, four_bits = _based(config, run, lora, base_model, pictures, models, machine, shard, say)
-    placed_sheet = placed(config, run, pictures, models, at_once, shard, say)
+    at_once = {size: batch_size(found.base_model, *size, machine) for size in sizes}
     return Order(
-        run=run,
-        base_model=base_model,
-        refiner_model=refiner_model,
+        run=found.run,
+        base_model=found.base_model,
+        refiner_model=found.refiner_model,
         vae_model=config.vae_model,
-        lora=lora,
+        lora=found.lora,
         lora_scale=config.lora_scale,
         sampling=sampling_of(config),
-        refining=refining,
-        dtype=stages.DTYPES[precision],
+        refining=found.refining,
+        dtype=stages.DTYPES[found.precision],
         device=machine.device,
-        placed=placed_sheet,
+        placed=placed(config, found.run, pictures, found.models, at_once, found.shard, say),
         at_once=at_once,
-        shard=shard,
+        shard=found.shard,
         shelf=shelf or Shelf(0),
         finishing=Finishing.of(config),
         packs=config.zip,
         asked_name=config.sheet_name,
-        start=start,
-        four_bits=four_bits,
+        start=found.start,
+        four_bits=in_bits,
     )
 
 
-def four_bits_of(
-    config: Config, lora: adapters.Adapter, base_model: str, size: tuple[int, int], machine: Machine, say: Say
-) -> FourBits | None:
-    """The base in 4 bits where that is set, or where it would not fit as it is, which is told; else None.
+def based_on(config: Config, lora: adapters.Adapter, base_model: str, size: tuple[int, int], machine: Machine) -> Based:
+    """In what the base is drawn with: in 4 bits where that is set, or where it would not fit as it is.
 
     size  of the largest picture, px
-
-    Raises MachineError where the package for 4 bits is missing.
     """
-    return _in_bits(config, *settling.drawn_in(as_drawn(config, lora, base_model, size), machine), say)
+    return Based(*settling.drawn_in(as_drawn(config, lora, base_model, size), machine))
 
 
 def as_drawn(config: Config, lora: adapters.Adapter, base_model: str, size: tuple[int, int]) -> Config:
@@ -207,33 +242,25 @@ def largest(pictures: Sequence[Generation]) -> tuple[int, int]:
     return max(((one.width, one.height) for one in pictures), key=lambda size: size[0] * size[1])
 
 
-def _in_bits(config: Config, quantization: str, why: str, say: Say) -> FourBits | None:
-    if quantization == "none":
-        return None
-    quantize.check_bitsandbytes()
-    say(f"drawing   with the base in 4 bits (nf4): {why}")
-    return FourBits(config.cache_dir, say)
-
-
 def _based(
     config: Config, run: RunFolder, lora: adapters.Adapter, base_model: str, pictures: Sequence[Generation],
-    models: Sequence[str], machine: Machine, shard: Shard, say: Say,
-) -> tuple[list[Generation], FourBits | None]:  # fmt: skip
-    """The pictures with what they are drawn with: the base as it is, or in 4 bits.
+    models: Sequence[str], machine: Machine, shard: Shard,
+) -> Based:  # fmt: skip
+    """What the pictures are drawn with: the base as it is, or in 4 bits.
 
     Where that is left open, a sheet is finished as it was begun, whatever the plan would choose on this machine.
     """
-    ways = {name: [replace(one, quantization=name) for one in pictures] for name in ("none", "nf4")}
     drawn_in = _place_of(config, run, shard, lambda line: None)
-    chosen, why = settling.drawn_in(as_drawn(config, lora, base_model, largest(pictures)), machine)
-    if config.quantization == "auto":
-        other = "none" if chosen == "nf4" else "nf4"
-        is_begun = {name: sheet.is_begun(run, config.sheet_name, ways[name], models, drawn_in) for name in ways}
-        if is_begun[other] and not is_begun[chosen]:
-            chosen, why = other, "so the sheet was begun"
-            if other == "none":
-                say(f"drawing   with the base as it is: {why}")
-    return ways[chosen], _in_bits(config, chosen, why, say)
+
+    def is_begun(quantization: str) -> bool:
+        so = [replace(one, quantization=quantization) for one in pictures]
+        return sheet.is_begun(run, config.sheet_name, so, models, drawn_in)
+
+    planned = based_on(config, lora, base_model, largest(pictures), machine)
+    if is_begun(planned.quantization):
+        return replace(planned, is_begun=True)
+    other = "none" if planned.quantization == "nf4" else "nf4"
+    return Based(other, four_bits.BEGUN, True) if config.quantization == "auto" and is_begun(other) else planned
 
 
 def _place_of(config: Config, run: RunFolder, shard: Shard, say: Say) -> Callable[[SheetFolder], Workplace]:

@@ -65,7 +65,8 @@ class Settled:
     @property
     def draws_in(self) -> str:
         """The quantization that a person asked for in drawing; a preset's is about training, so auto stands for it."""
-        return "auto" if "quantization" in self.reasons else self.config.quantization
+        is_presets = "quantization" in self.reasons or "quantization" in self.config.by_preset
+        return "auto" if is_presets else self.config.quantization
 
     def changed(self, settings: Mapping[str, Any], machine: Machine) -> "Settled":
         """What a person gets who also asks for these settings, on this machine or another."""
@@ -139,7 +140,7 @@ def settle(config: Config, machine: Machine) -> Settled:
         used.pop("max_train_steps", None)
     reasons = {setting: preset.why.get(setting, "") for setting in used}
     was_chosen = config.preset == "auto" and config.pretrained_model != demo.MODEL
-    filled = config.with_preset(used | {"preset": "none"})
+    filled = config.with_preset(used | {"preset": "none"}, by_preset=used)
     pictures = DRAWN if "images_dir" in used else OWN.format(resolution=filled.resolution)
     banner = DEMO_BANNER.format(pictures=pictures) if name == "demo" and was_chosen else ""
     return Settled(filled, name, why, reasons, banner, machine, config)

@@ -3,7 +3,7 @@
 What was learnt (concept token, class words, size) comes from the adapter, the rest from the settings.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,12 @@ class Models:
     precision: str
 
 
-def pictures(config: Config, run: RunFolder, lora: adapters.Adapter, models: Models, say: Say) -> list[Generation]:
+def pictures(
+    config: Config, run: RunFolder, lora: adapters.Adapter, models: Models, say: Say
+) -> tuple[list[Generation], Mapping[str, Any] | None]:
     """Every picture asked for, in order; its files by name only, since the sheet is not chosen yet.
+
+    returns  the pictures, and the row of the first design of before that they are made of; None for prompts
 
     Raises SettingsError for prompts, a sheet or a design that cannot be drawn from, and PicturesError for captions.
     """
@@ -98,10 +102,25 @@ def pictures(config: Config, run: RunFolder, lora: adapters.Adapter, models: Mod
         )
         for index, query in enumerate(asked)
     ]
-    if before:
-        of_picture = ("seed", "start_digest", "start_strength", "precision") if config.vary else ("dpi",)
-        _tell_changes(before[0], drawn[0], of_picture, say)
-    return drawn
+    return drawn, before[0] if before else None
+
+
+def tell_changes(config: Config, before: Mapping[str, Any] | None, pictures: Sequence[Generation], say: Say) -> None:
+    """A design is drawn again, or varied alone, only where everything else is as it was; what is not, is named.
+
+    before, pictures  as `pictures` returns them, once all that makes them is decided
+    """
+    if before is None:
+        return
+    besides = ("seed", "start_digest", "start_strength", "precision") if config.vary else ("dpi",)
+    told, before = pictures[0].row(), OLDER | dict(before)
+    changed = [name for name in told if name not in (*MAY_DIFFER, *besides) and before.get(name) != told[name]]
+    if changed:
+        words = [
+            "another training" if name == "adapter_digest" else "another start_picture" if name == "start_digest"
+            else f"{name} {_short(before.get(name))} → {_short(told[name])}" for name in changed
+        ]  # fmt: skip
+        say(f"! The designs of before were drawn otherwise, so these will look different: {', '.join(words)}.")
 
 
 def size_of(config: Config, lora: adapters.Adapter, base_model: str) -> tuple[int, int]:
@@ -174,18 +193,6 @@ def _again(run: RunFolder, row: Mapping[str, Any]) -> Asked:
             f"The row of design {row.get('index')} in images.jsonl does not tell how it was made ({error}). Star or "
             "vary another one."
         ) from error
-
-
-def _tell_changes(before: Mapping[str, Any], now: Generation, besides: Collection[str], say: Say) -> None:
-    """A design is drawn again, or varied alone, only where everything else is as it was; what is not, is named."""
-    told, before = now.row(), OLDER | dict(before)
-    changed = [name for name in told if name not in (*MAY_DIFFER, *besides) and before.get(name) != told[name]]
-    if changed:
-        words = [
-            "another training" if name == "adapter_digest" else "another start_picture" if name == "start_digest"
-            else f"{name} {_short(before.get(name))} → {_short(told[name])}" for name in changed
-        ]  # fmt: skip
-        say(f"! The designs of before were drawn otherwise, so these will look different: {', '.join(words)}.")
 
 
 def _short(value: object) -> str:

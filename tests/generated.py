@@ -133,6 +133,7 @@ LEVELS = {
     "foreign": 6,
     "starting": 7,
     "quantize": 5,
+    "four_bits": 6,
     "sheet": 6,
     "embedders": 5,
     "inception": 6,

@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 from PIL import ImageChops
 
-from lace_lora import grid, inference, install, order, pictures, presets, settling, sheet
+from lace_lora import evaluate, grid, inference, install, order, pictures, presets, settling, sheet, stars
+from lace_lora.commissions import Limits
 from lace_lora.config import Config, load
 from lace_lora.errors import MachineError
 from lace_lora.families import memory
+from lace_lora.figures import Watch
 from lace_lora.machine import Machine
 from lace_lora.run_folder import RunFolder
+from lace_lora.stopping import Stop
+from lace_lora.studio import Studio
 from tests import wide_models
 from tests.drawing import cut_at, files_of, picture_at, quiet_run, rows_of, seeds_drawn
 from tests.test_stages import made_lora
@@ -49,8 +53,8 @@ def drawn_with(made: Path, tmp_path: Path) -> Asked:
         if not (tmp_path / copy).exists():
             shutil.copytree(made / "runs", tmp_path / copy)
         small = {"num_images": 3, "num_inference_steps": 2, "width": 32, "height": 32, "refine": "none"}
-        places = {"lora_output_dir": str(tmp_path / copy), "cache_dir": str(made / "cache")}
-        return load(preset="none", pretrained_model=str(made / "model"), **places | small | changes)
+        places = {"preset": "none", "lora_output_dir": str(tmp_path / copy), "cache_dir": str(made / "cache")}
+        return load(pretrained_model=str(made / "model"), **places | small | changes)
 
     return settings
 
@@ -159,18 +163,122 @@ def test_a_presets_four_bits_leave_drawing_open_and_a_persons_do_not(tmp_path: P
         assert inference.for_drawing(settled).quantization == expected
 
 
-def test_what_the_plan_chooses_is_known_before_so_that_it_can_be_installed(
-    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+def test_measuring_and_serving_draw_as_generating_does(drawn_with: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P13, P20: with a preset that trains in 4 bits, all three draw as the plan says, and in 4 bits where it is set."""
+    monkeypatch.setattr(evaluate, "write_report", lambda run: run.report)  # it tells of a training, and there was none
+    drawn = {"num_evaluated": 4, "plain_prompts": ("a bowl",), "style_model": "none", "text_model": "none"}
+    for asked, expected in (({}, "none"), ({"quantization": "nf4"}, "nf4")):
+        config = drawn_with(f"as {expected}", preset="lace-t4-qlora", num_images=1, **drawn | asked)
+        [design] = quiet_run(config)
+        studio = Studio.open(None, config, Limits(), lambda line: None)
+        served = studio.draw({}, "served", Stop(), Watch(), lambda one: None)
+        evaluate.run(config, say=lambda line: None)
+        run = RunFolder.of(config)
+        cells = [pictures.read_details(path) for path in run.evaluation.glob("*/cells/*.png")]
+        [row] = rows_of(run.sheet(served.sheet).root)
+        assert design.quantization == row["quantization"] == expected
+        assert len(cells) == 12 and {cell.get("quantization", "none") for cell in cells} == {expected}
+
+
+def test_what_drawing_decides_is_known_before_so_that_it_can_be_installed(
+    drawn_with: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L2: bitsandbytes is no part of what every notebook installs."""
+    """L2: bitsandbytes is no part of what every notebook installs, and what a preset trains with none of drawing."""
+    preset = tmp_path / "own.yaml"
+    preset.write_text("about: mine\nsettings: {optimizer: adamw8bit, quantization: nf4}\n", encoding="utf-8")
     for chosen in ("nf4", "none"):
         chooses(monkeypatch, chosen)
-        planned = inference.as_planned(drawn_with())
-        assert planned.quantization == chosen
-        assert [wish.need.name for wish in install.wishes(planned) if wish.setting.startswith("quantization")] == (
-            ["bitsandbytes"] if chosen == "nf4" else []
-        )
+        config = drawn_with(preset=str(preset))
+        for planned in (inference.as_planned(config), grid.as_planned(config)):
+            assert planned == config.with_preset({"quantization": chosen})
+            assert planned.overridden == config.overridden
+            found = [wish.setting for wish in install.wishes(planned) if wish.need.name == "bitsandbytes"]
+            assert found == (["quantization nf4"] if chosen == "nf4" else [])
+    chooses(monkeypatch, "nf4")
+    for backend in ("comfyui", "replicate"):
+        assert inference.as_planned(drawn_with(backend=backend, quantization="nf4")).quantization == "none"
     assert inference.as_planned(drawn_with(quantization="nf4")).quantization == "nf4"
+    assert grid.as_planned(drawn_with(quantization="nf4")).quantization == "nf4"
+
+
+def test_what_is_installed_is_decided_by_what_will_be_drawn(
+    made: Path, drawn_with: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L2: by the largest of all pictures, and by the model that is on this machine where the LoRA's own is not."""
+    made_lora(made / "model", RunFolder(tmp_path / "moved" / "lace"), resolution=32, step=9, base_model="/gone/model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "leaf", "width": 64, "height": 32}\n{"prompt": "star"}\n', encoding="utf-8")
+    seen: list[tuple[object, ...]] = []
+
+    def noted(config: Config, machine: Machine) -> tuple[str, str]:
+        seen.append((config.pretrained_model, config.width, config.height))
+        return "none", "for this test"
+
+    monkeypatch.setattr(settling, "drawn_in", noted)
+    config = drawn_with("moved", prompts_file=str(rows), num_images=2)
+    inference.as_planned(config)
+    assert seen == [(str(made / "model"), 64, 32)]
+    quiet_run(config)
+    assert seen[1:] == seen[:1]
+    del seen[:]
+    grid.as_planned(config)
+    grid.run(config, ["<lace> leaf"], [4], [1.0], say=lambda line: None)
+    assert seen == [(str(made / "model"), 32, 32)] * 2
+
+
+@pytest.mark.usefixtures("_in_pairs")
+def test_a_sheet_that_was_begun_in_four_bits_asks_for_the_package_only_while_it_is_not_finished(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L14, L2: on a larger GPU, too; and nothing is lost where the package is missing."""
+    chooses(monkeypatch, "nf4")
+    config, gridded = drawn_with(), (["<lace> leaf"], [4], [1.0])
+    with monkeypatch.context() as patch:
+        cut_at(patch, sheet, "add", 2)
+        with pytest.raises(SystemExit):
+            quiet_run(config)
+    measured = grid.run(config, *gridded, say=lambda line: None)
+    chooses(monkeypatch, "none")
+    assert inference.as_planned(config).quantization == "nf4"
+    before = files_of(RunFolder.of(config).sheets)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(
+            MachineError, match="This sheet was begun.*pip install bitsandbytes, then run.*another sheet"
+        ):
+            quiet_run(config)
+        assert files_of(RunFolder.of(config).sheets) == before
+    assert len(quiet_run(config)) == 3
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    done = inference.run(config, say=lambda line: None)
+    assert (len(done), done.folder.root.name, {one.quantization for one in done}) == (3, "sheet", {"nf4"})
+    chooses(monkeypatch, "nf4")
+    assert grid.run(config, *gridded, say=lambda line: None) == measured
+    measured.cells[0].path.unlink()
+    with pytest.raises(MachineError, match="This grid was begun with the base in 4 bits"):
+        grid.run(config, *gridded, say=lambda line: None)
+    with pytest.raises(
+        MachineError, match=r"in 4 bits \(for this test\), which needs.*pip install bitsandbytes"
+    ) as told:
+        quiet_run(drawn_with(seed=9))
+    assert "none" not in str(told.value), "a base that does not fit as it is is no way out"
+
+
+def test_designs_of_before_are_compared_with_what_is_drawn_in_the_end(
+    drawn_with: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L7: starred or varied on a machine that draws otherwise, it is told; on one that draws the same, it is not."""
+    for begun, other in (("nf4", "none"), ("none", "nf4")):
+        chooses(monkeypatch, begun)
+        done = inference.run(drawn_with(begun, num_images=1), say=lambda line: None)
+        stars.set_stars(done.folder, [0])
+        for chosen in (begun, other):
+            chooses(monkeypatch, chosen)
+            for name, asked in (("again", {"favourites_of": "sheet"}), ("near", {"vary": "sheet/0", "num_images": 1})):
+                lines: list[str] = []
+                inference.run(drawn_with(begun, sheet_name=f"{name} {chosen}", **asked), say=lines.append)
+                told = [line.rpartition(": ")[2] for line in lines if "drawn otherwise" in line]
+                assert told == ([] if chosen == begun else [f"quantization {begun} → {other}."])
 
 
 def test_what_is_said_of_a_base_that_would_not_fit(made: Path, tmp_path: Path) -> None:

@@ -197,6 +197,17 @@ def test_settling_twice_changes_nothing(tmp_path, machine):
     assert presets.settle(once, machine).config == once
 
 
+def test_settling_twice_leaves_in_what_is_drawn(tmp_path):
+    """P13: a preset's quantization stays one for training, until somebody asks for it or a plan chooses."""
+    for asked, expected in (({}, "auto"), ({"quantization": "nf4"}, "nf4"), ({"quantization": "none"}, "none")):
+        once = presets.settle(config.load(preset="lace-t4-qlora", cache_dir=str(tmp_path), **asked), LAPTOP)
+        twice = presets.settle(once.config.model_copy(update={"seed": 3}).with_preset({"refine": "none"}), LAPTOP)
+        assert once.draws_in == twice.draws_in == expected
+    learnt = presets.settle(config.load(preset="lace-t4-qlora"), LAPTOP).config
+    assert presets.settle(learnt.model_copy(update={"quantization": "nf4"}), LAPTOP).draws_in == "nf4"
+    assert presets.settle(learnt.with_preset({"quantization": "nf4"}), LAPTOP).draws_in == "nf4"
+
+
 def test_an_unknown_preset_is_refused_with_the_nearest(tmp_path):
     with pytest.raises(SettingsError, match="No preset called 'lace-t5'; did you mean lace-t4?"):
         presets.settle(given(tmp_path, "preset: lace-t5"), T4)
