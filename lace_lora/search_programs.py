@@ -1,26 +1,23 @@
 """Many searches at once, each core with a program of its own; the answers are those that one program gives.
 
-The programs are handed a file and speak in lines, as those of survey do and for the same reason: multiprocessing would
-run a person's script again in each of its workers.
+The programs are handed a folder with what is searched and asked, and are told which question is whose.
 """
 
 import json
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy
 
 from lace_lora.nearest import Found, Searched
+from lace_lora.own_programs import READY, Programs
 from lace_lora.views import Fingerprint
 
 PRINTS, ASKED = "prints.npz", "asked.json"
@@ -51,7 +48,7 @@ def answers(
             yield from ((place, searched.nearest(*one, tell=tell)) for place, one in enumerate(questions))
             return
         done: SimpleQueue[int] = SimpleQueue()
-        crew = _Crew(folder, searched, questions, done.put)
+        crew = _Crew(Programs("lace_lora.search_programs", str(folder)), searched, questions, done.put)
         with ThreadPoolExecutor(programs) as threads:
             try:
                 work = {threads.submit(crew.answer, place): place for place in range(len(questions))}
@@ -63,7 +60,7 @@ def answers(
                     yield from ((work[one], one.result()) for one in ready)
             finally:  # also where the person stops it
                 threads.shutdown(wait=False, cancel_futures=True)
-                crew.end()
+                crew.programs.end()
 
 
 def _cores() -> int:
@@ -80,18 +77,18 @@ def _handed_over(opened: ExitStack, prints: Sequence[Fingerprint], questions: Se
     return folder
 
 
+@dataclass(frozen=True)
 class _Crew:
-    """A program for each thread that asks; what a program ended over is searched for here."""
+    """Answers by programs that have read a folder; what one ended over is searched for here."""
 
-    def __init__(self, folder: Path, searched: Searched, questions: Sequence[Question], tell: Tell) -> None:
-        self._folder, self._searched, self._questions, self._tell = folder, searched, questions, tell
-        self._own, self._lock = threading.local(), threading.Lock()
-        self._all: list[subprocess.Popen[str]] = []
-        self._is_over = False
+    programs: Programs
+    searched: Searched
+    questions: Sequence[Question]
+    tell: Tell
 
     def answer(self, place: int) -> Answer:
         """The answer to one question."""
-        told, program = 0, self._program()
+        told, program = 0, self.programs.of_this_thread()
         with suppress(OSError, ValueError):  # it ended before, or all is ended
             if program is not None and program.stdin is not None and program.stdout is not None:
                 program.stdin.write(f"{place}\n")
@@ -100,41 +97,13 @@ class _Crew:
                     if line.startswith("["):
                         return [Found(**one) if one else None for one in json.loads(line)]
                     told += 1
-                    self._tell(1)
-        if self._is_over:
+                    self.tell(1)
+        if self.programs.is_over:
             return []
         told_before = iter(range(told))
-        return self._searched.nearest(
-            *self._questions[place], tell=lambda more: self._tell(more if next(told_before, None) is None else 0)
+        return self.searched.nearest(
+            *self.questions[place], tell=lambda more: self.tell(more if next(told_before, None) is None else 0)
         )
-
-    def end(self) -> None:
-        """End all programs; none is started any more."""
-        with self._lock:
-            self._is_over = True
-        for program in self._all:
-            with suppress(OSError):
-                program.kill()
-            program.wait()
-            for pipe in (program.stdin, program.stdout):
-                with suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
-
-    def _program(self) -> "subprocess.Popen[str] | None":
-        program: subprocess.Popen[str] | None = getattr(self._own, "program", None)
-        if program is not None:
-            return program if program.poll() is None else None
-        around = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-        with self._lock, suppress(OSError):
-            if not self._is_over:
-                program = subprocess.Popen(
-                    [sys.executable, "-m", "lace_lora.search_programs", str(self._folder)], stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii", env=around,
-                )  # fmt: skip
-                self._all.append(program)
-        self._own.program = program
-        return program
 
 
 def _write(folder: Path, prints: Sequence[Fingerprint], questions: Sequence[Question]) -> None:
@@ -160,13 +129,15 @@ def _answer_lines(folder: Path) -> None:
     os.dup2(2, 1)
     searched, questions = _read(folder)
 
-    def say(line: Any) -> None:
-        out.write(f"{line}\n")
+    def say(line: str) -> None:
+        out.write(line)
         out.flush()
 
+    say(READY)
+
     for line in sys.stdin:
-        found = searched.nearest(*questions[int(line)], tell=lambda more: say("."))
-        say(json.dumps([asdict(one) if one else None for one in found]))
+        found = searched.nearest(*questions[int(line)], tell=lambda more: say(".\n"))
+        say(json.dumps([asdict(one) if one else None for one in found]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """One pass over photographs: each file is read once and decoded once, and all that is asked of it comes from that.
 
 Many pictures are looked at by programs of their own, two of them, so that a file that hangs or kills its decoder costs
-that program and not the notebook. They speak in lines of JSON: multiprocessing would run a script that called us again
-in each of its workers, unless it is guarded, and its pool cannot end a worker that hangs.
+that program and not the notebook. They speak in lines of JSON.
 """
 
 import base64
@@ -27,6 +26,7 @@ from lace_lora import near_duplicates, quality
 from lace_lora.checkpoint import write_bytes, writing
 from lace_lora.errors import LaceError
 from lace_lora.image_files import read_picture
+from lace_lora.own_programs import READY, Programs
 from lace_lora.quality import Quality
 
 WORKERS = 2  # Colab has two cores; each holds one picture
@@ -35,7 +35,6 @@ FEW_MB = 20  # up to that, a program of its own takes longer to start than it sa
 THUMBNAILS = "thumbnails"  # below cache_dir
 THUMBNAIL_PX = 256
 _THUMBNAIL_QUALITY = 85
-READY = "ready\n"
 
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 
@@ -147,72 +146,26 @@ def _are_many(paths: Sequence[Path]) -> bool:
 
 
 class _Workers:
-    """One program for each thread that asks; a program that ended is replaced at the next picture."""
+    """One program for each thread that asks."""
 
     def __init__(self) -> None:
-        self._own = threading.local()
-        self._all: list[subprocess.Popen[str]] = []
-        self._lock = threading.Lock()
-        self._is_over = False
+        self._programs = Programs("lace_lora.survey")
+        self.end = self._programs.end
 
     def look(self, path: Path, side_px: int, thumbnails: Path | None) -> Look:
         """What look_at gives, or the fault that the program hung or ended over it, twice."""
         request = json.dumps([str(path), side_px, str(thumbnails) if thumbnails else None])
         for _ in range(2):  # the first end may be another picture's doing, when memory ran out
-            program = self._program()
+            program = self._programs.of_this_thread()
             if program is None:
-                return Look(fault="not looked at") if self._is_over else look_at(path, side_px, thumbnails)
+                return Look(fault="not looked at") if self._programs.is_over else look_at(path, side_px, thumbnails)
             answer, is_too_long = _asked(program, request)
             if answer.endswith("\n"):  # else it was ended in the middle of its answer
                 return _look_of(json.loads(answer))
-            self._own.program = None
+            self._programs.replace()
             if is_too_long:
                 return Look(fault=f"took longer than {LONGEST_SECONDS:.0f} s to open")
         return Look(fault="damaged so that it ends the program that opens it, or too large for the memory")
-
-    def end(self) -> None:
-        """End all programs; none is started any more."""
-        with self._lock:
-            self._is_over = True
-        for program in self._all:
-            with suppress(OSError):
-                program.kill()
-            program.wait()
-            for pipe in (program.stdin, program.stdout):
-                with suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
-
-    def _program(self) -> "subprocess.Popen[str] | None":
-        """This thread's program, ready to be asked; None where none can be started, or all is over."""
-        program: subprocess.Popen[str] | None = getattr(self._own, "program", None)
-        if program is not None and program.poll() is None:
-            return program
-        with self._lock:
-            if self._is_over:
-                return None
-            try:
-                program = _started()
-            except OSError:
-                return None
-            self._all.append(program)
-        if program.stdout is None or program.stdout.readline() != READY:
-            return None
-        self._own.program = program
-        return program
-
-
-def _started() -> "subprocess.Popen[str]":
-    around = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lace_lora.survey"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="ascii",
-        env=around,
-    )
 
 
 def _asked(program: "subprocess.Popen[str]", request: str) -> tuple[str, bool]:

@@ -68,6 +68,7 @@ LEVELS = {
     "contents": 3,
     "defaults": 3,
     "kept_answers": 2,
+    "own_programs": 1,
     "search_programs": 3,
     "comparisons": 4,
     "copy_check": 4,

@@ -20,6 +20,7 @@ from lace_lora.check_sheet import Problem, problems_sheet
 from lace_lora.data_utils import check_images
 from lace_lora.errors import LaceError, PicturesError
 from lace_lora.image_files import how_to_include, open_bytes
+from lace_lora.own_programs import Programs
 from lace_lora.quality import Quality
 
 
@@ -363,9 +364,8 @@ def test_where_no_program_can_be_started_the_pictures_are_looked_at_here(tmp_pat
 
 def test_stopping_a_check_ends_its_programs(tmp_path, monkeypatch):
     """L1: the person stops the cell."""
-    started = []
-    real = survey._started
-    monkeypatch.setattr(survey, "_started", lambda: started.append(real()) or started[-1])
+    started, real = [], Programs._started
+    monkeypatch.setattr(Programs, "_started", lambda programs: started.append(real(programs)) or started[-1])
 
     def stop(done, of):
         raise KeyboardInterrupt
