@@ -1,4 +1,4 @@
-"""Comparisons of photographs with photographs, each made once: they are the same whatever was drawn since."""
+"""Comparisons of pictures with photographs, each made once: they stay the same whatever is drawn later."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -34,16 +34,16 @@ class Kept:
         self, questions: Sequence[Question], tell: Callable[[int], None] = lambda more: None
     ) -> list[list[Found | None]]:
         """As Searched.nearest for each question; `tell` hears only of those that were not known."""
-        parts = {_name(part): part for question in questions for part in _parts(question)}
-        fresh = [name for name in parts if name not in self._answers.known]
-        for place, answer in search_programs.answers(self._searched, [parts[name] for name in fresh], tell):
-            self._answers.put(fresh[place], [asdict(one) if one else None for one in answer])
-        every = [(_name(part), len(part[0])) for question in questions for part in _parts(question)]
-        if twice := sum(count for name, count in every if name in fresh) - sum(len(parts[name][0]) for name in fresh):
-            tell(twice)  # the same pictures asked for again
+        named = [[(_name(part), part) for part in _parts(question)] for question in questions]
+        unknown = [(name, part) for one in named for name, part in one if name not in self._answers.known]
+        fresh = dict(unknown)  # the same pictures may be asked for twice
+        names = list(fresh)
+        for place, answer in search_programs.answers(self._searched, list(fresh.values()), tell):
+            self._answers.put(names[place], [asdict(one) if one else None for one in answer])
+        if len(unknown) > len(fresh):
+            tell(sum(len(made) for _, (made, *_) in unknown) - sum(len(made) for made, *_ in fresh.values()))
         return [
-            [Found(**row) if row else None for part in _parts(question) for row in self._answers.known[_name(part)]]
-            for question in questions
+            [Found(**row) if row else None for name, _ in one for row in self._answers.known[name]] for one in named
         ]
 
 

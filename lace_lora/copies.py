@@ -65,18 +65,18 @@ def look(
 ) -> CopyCheck:
     """The nearest learnt photograph of each picture that was made, and whether it is a copy of it.
 
-    made      names and pictures, or their files
-    learnt    what was trained on. Photographs of one piece share a group: they say nothing about how alike two pieces
-              are. Where every picture is known to show another piece, each has a group of its own.
-    held_out  what was not trained on, of pieces that were not
-    features  of a style model: what it finds alike is compared too, and its distance is told
-    say       is told what cannot be read, which is left out, and how far it is
-    cache_dir  where comparisons of photographs with each other are kept for the next time; None keeps none
+    made       names and pictures, or their files
+    learnt     what was trained on. Photographs of one piece share a group: they say nothing about how alike two pieces
+               are. Where every picture is known to show another piece, each has a group of its own.
+    held_out   what was not trained on, of pieces that were not
+    features   of a style model: what it finds alike is compared too, and its distance is told
+    say        is told what cannot be read, which is left out, and how far it is
+    cache_dir  where comparisons are kept, which are not made again; None keeps none
 
-    Reads every file once. Takes a fifth of a second for each picture that was made or held out, and
-    for unseen.MOST learnt ones. Finds what was turned, mirrored, shifted by a tenth, relit, cut by 15 % of its height
-    and width (most of what was cut by 15 % on every side too); not a small part of a photograph, such as a tile of a
-    scan, nor a single motif that was drawn again in other surroundings.
+    Reads every file once. Takes a fifth of a second for each picture that was made or held out, and for unseen.MOST
+    learnt ones. Finds what was turned, mirrored, shifted by a tenth, relit, cut by 15 % of its height and width (most of
+    what was cut by 15 % on every side too); not a small part of a photograph, such as a tile of a scan, nor a single
+    motif that was drawn again in other surroundings.
     """
     faults: list[str] = []
     say(f"copies    {len(made)} pictures and {len(held_out)} unseen photographs to lay on {len(learnt)} learnt ones")

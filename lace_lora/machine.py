@@ -63,7 +63,7 @@ class Machine:
             ram_gb=memory.total / GIB,
             free_ram_gb=memory.available / GIB,
             free_disk_gb=_free_bytes(Path(disk or models_folder())) / GIB,
-            cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cpu_cores=cores(),
             gpu_count=gpu_count,
             cpu_name=_cpu_name(),
         )
@@ -120,6 +120,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     says_so = any(part in text for part in ("out of memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or says_so
+
+
+def cores() -> int:
+    """Cores of the CPU that this program may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_colab() -> bool:

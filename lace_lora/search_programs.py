@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy
 
+from lace_lora.machine import cores
 from lace_lora.nearest import Found, Searched
 from lace_lora.own_programs import READY, Programs
 from lace_lora.views import Fingerprint
@@ -40,7 +41,7 @@ def answers(
     """
     if programs is None:
         enough = sum(len(made) for made, _, _ in questions) >= FEWEST
-        programs = min(MOST, _cores()) if enough else 0
+        programs = min(MOST, cores()) if enough else 0
     programs = min(programs, len(questions))
     with ExitStack() as opened:
         folder = _handed_over(opened, searched.prints, questions) if programs > 1 else None
@@ -61,10 +62,6 @@ def answers(
             finally:  # also where the person stops it
                 threads.shutdown(wait=False, cancel_futures=True)
                 crew.programs.end()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _handed_over(opened: ExitStack, prints: Sequence[Fingerprint], questions: Sequence[Question]) -> Path | None:

@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from benchmarks.planted import drawn
-from lace_lora import comparisons, kept_answers, near_duplicates, views
+from lace_lora import comparisons, kept_answers, near_duplicates, nearest, views
 from lace_lora.kept_answers import Answers
 
 
@@ -48,6 +48,18 @@ def test_another_picture_order_or_code_asks_anew(prints, counted, tmp_path, monk
     monkeypatch.setattr(kept_answers, "_code", lambda rooms: b"compared in another way")
     comparisons.groups(prints, tmp_path)
     assert len(counted) == 4 and len(list((tmp_path / kept_answers.FOLDER).iterdir())) == 4
+
+
+def test_the_same_pictures_asked_for_twice_are_searched_for_once_and_told_of_twice(prints, tmp_path, monkeypatch):
+    """P22: so that the count of what is compared comes to its end."""
+    monkeypatch.setattr(comparisons, "TOGETHER", 2)
+    searched, told, again = nearest.Searched([nearest.print_of(drawn(seed)) for seed in (1, 2)]), [], []
+    one = nearest.print_of(drawn(1))
+    questions = [([one] * 4, [], []), ([one], [], [])]
+    kept = comparisons.Kept(searched, tmp_path)
+    found = kept.nearest(questions, told.append)
+    assert [len(rows) for rows in found] == [4, 1] and sum(told) == 5 and {row.place for row in found[0]} == {0}
+    assert kept.known(questions) == 5 and kept.nearest(questions, again.append) == found and not again
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"pairs": [', "null"])
