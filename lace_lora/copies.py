@@ -74,9 +74,9 @@ def look(
     cache_dir  where comparisons are kept, which are not made again; None keeps none
 
     Reads every file once. Takes a fifth of a second for each picture that was made or held out, and for unseen.MOST
-    learnt ones. Finds what was turned, mirrored, shifted by a tenth, relit, cut by 15 % of its height and width (most of
-    what was cut by 15 % on every side too); not a small part of a photograph, such as a tile of a scan, nor a single
-    motif that was drawn again in other surroundings.
+    learnt ones. Finds what was turned, mirrored, shifted by a tenth, relit, cut by 15 % of its height and width (most
+    of what was cut by 15 % on every side too); not a small part of a photograph, such as a tile of a scan, nor a
+    single motif that was drawn again in other surroundings.
     """
     faults: list[str] = []
     say(f"copies    {len(made)} pictures and {len(held_out)} unseen photographs to lay on {len(learnt)} learnt ones")
